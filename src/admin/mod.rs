@@ -1,0 +1,3 @@
+//! (head)
+
+pub mod settings;

@@ -1,0 +1,17 @@
+//! mcpeg, the sidecar beside an LLM agent.
+//!
+//! The map: `cli` reads the command line, `app` composes the domains (`secrets`, `render`, `mcp`, `telemetry`, `admin`), `supervisor`
+//! runs their parts. Domains import only leaves (`secret`, `memory`, `lifecycle`, `ports`); `config` imports the domains' checked
+//! settings. docs/ARCHITECTURE.md shows how a secret, a message and a record travel through them.
+
+#![deny(unsafe_code)]
+
+pub mod admin;
+pub mod lifecycle;
+pub mod mcp;
+pub mod memory;
+pub mod ports;
+pub mod render;
+pub mod secret;
+pub mod secrets;
+pub mod telemetry;

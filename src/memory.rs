@@ -1,0 +1,276 @@
+//! Process memory that keeps no secret longer than it must. The one module with unsafe code.
+//!
+//! Owns three things:
+//! - `WipingAllocator`, the global allocator: every heap block is overwritten with zeros before it goes back to libc, also when a
+//!   `Vec` grows. A secret that passed through a JSON body or a TLS buffer is gone as soon as that buffer is freed.
+//! - `LockedBytes`, slices of a locked arena: pages from `memfd_secret(2)` where the kernel has it (not readable through
+//!   `/proc/PID/mem`, even by root), else anonymous pages with `mlock(2)` and `MADV_DONTDUMP`. A slice is wiped when it is dropped.
+//! - `with_wiped_stack`, which runs a closure and then overwrites the stack below it, for code that keeps short strings inline.
+//!
+//! It must not know what a secret is for. Invariants: a slice is handed out once until it is dropped; a free slice holds only zeros;
+//! a chunk is never unmapped while the process lives, so that no pointer dangles.
+
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::ptr::NonNull;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use zeroize::Zeroize;
+use zeroizing_alloc::ZeroAlloc;
+
+/// The global allocator: libc's, with every block wiped before it is freed.
+pub struct WipingAllocator(ZeroAlloc<System>);
+
+impl WipingAllocator {
+    pub const fn new() -> Self {
+        Self(ZeroAlloc(System))
+    }
+}
+
+impl Default for WipingAllocator {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+// SAFETY: every call is passed unchanged to an allocator that upholds the contract.
+unsafe impl GlobalAlloc for WipingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        unsafe { self.0.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        unsafe { self.0.dealloc(block, layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        unsafe { self.0.alloc_zeroed(layout) }
+    }
+}
+
+/// Bytes in the locked arena, wiped when dropped.
+pub struct LockedBytes {
+    start: NonNull<u8>,
+    len: usize,
+    class: usize,
+}
+
+// SAFETY: a `LockedBytes` owns its slice alone; the arena behind it is guarded by a mutex.
+unsafe impl Send for LockedBytes {}
+// SAFETY: shared access only reads.
+unsafe impl Sync for LockedBytes {}
+
+impl LockedBytes {
+    /// Copies `plain` into the arena. The caller wipes the original.
+    pub fn copy_from(plain: &[u8]) -> Self {
+        let (start, class) = arena().take(plain.len());
+        // SAFETY: the slot is at least `plain.len()` bytes, owned by nobody else, and does not overlap a heap slice.
+        unsafe { std::ptr::copy_nonoverlapping(plain.as_ptr(), start.as_ptr(), plain.len()) };
+        Self { start, len: plain.len(), class }
+    }
+
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: `start` points at `len` initialised bytes that live as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Zeroize for LockedBytes {
+    fn zeroize(&mut self) {
+        // SAFETY: as in `as_slice`, and `&mut self` is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }.zeroize();
+    }
+}
+
+impl Drop for LockedBytes {
+    fn drop(&mut self) {
+        self.zeroize();
+        arena().give_back(self.start, self.class);
+    }
+}
+
+/// How the arena's pages are protected, in words for `status` and the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protection {
+    /// `memfd_secret`: locked, never dumped, out of reach for other processes.
+    SecretMemory,
+    /// `mlock` and `MADV_DONTDUMP`.
+    Locked,
+    /// The lock limit was too small: never dumped, but the kernel may swap the pages out.
+    Unlocked,
+}
+
+impl Protection {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SecretMemory => "secret memory (memfd_secret)",
+            Self::Locked => "locked (mlock)",
+            Self::Unlocked => "not locked: RLIMIT_MEMLOCK is too small",
+        }
+    }
+}
+
+/// The weakest protection of any page that the arena has mapped so far. Maps the first chunk if there is none yet.
+pub fn protection() -> Protection {
+    drop(LockedBytes::copy_from(&[0]));
+    arena().weakest
+}
+
+/// Makes the process refuse debuggers and readers of the same uid, and leave no core dump. Reports what the kernel refused.
+pub fn harden_process() -> Result<(), String> {
+    secmem_proc::harden_process().map_err(|error| error.to_string())
+}
+
+/// Runs `work`, then overwrites the stack that it used, so that no inline copy of a secret stays behind in a dead frame.
+pub fn with_wiped_stack<T>(work: impl FnOnce() -> T) -> T {
+    let result = run_apart(work);
+    wipe_stack_below();
+    result
+}
+
+#[inline(never)]
+fn run_apart<T>(work: impl FnOnce() -> T) -> T {
+    work()
+}
+
+#[inline(never)]
+fn wipe_stack_below() {
+    let mut frame = [0_u8; STACK_WIPE_BYTES];
+    frame.zeroize();
+    std::hint::black_box(&mut frame);
+}
+
+struct Arena {
+    /// Free slots by size class; class `n` holds slots of `SMALLEST << n` bytes.
+    free: [Vec<NonNull<u8>>; CLASSES],
+    /// The part of the newest chunk that no slot has been cut from.
+    rest: Option<(NonNull<u8>, usize)>,
+    weakest: Protection,
+}
+
+// SAFETY: the pointers are only used under the arena's mutex.
+unsafe impl Send for Arena {}
+
+impl Arena {
+    const fn new() -> Self {
+        Self { free: [const { Vec::new() }; CLASSES], rest: None, weakest: Protection::SecretMemory }
+    }
+
+    fn take(&mut self, len: usize) -> (NonNull<u8>, usize) {
+        let class = class_of(len);
+        if let Some(slot) = self.free[class].pop() {
+            return (slot, class);
+        }
+        (self.cut(SMALLEST << class), class)
+    }
+
+    fn give_back(&mut self, slot: NonNull<u8>, class: usize) {
+        self.free[class].push(slot);
+    }
+
+    /// Cuts a new slot, from a new chunk if the newest one has too little left.
+    fn cut(&mut self, size: usize) -> NonNull<u8> {
+        let (start, left) = match self.rest {
+            Some((start, left)) if left >= size => (start, left),
+            _ => {
+                let bytes = size.max(CHUNK_BYTES);
+                let (start, protection) = map_chunk(bytes);
+                self.weakest = self.weakest.weaker(protection);
+                (start, bytes)
+            }
+        };
+        // SAFETY: `size <= left`, so the sum stays within the mapping or one past its end.
+        self.rest = Some((unsafe { start.add(size) }, left - size));
+        start
+    }
+}
+
+impl Protection {
+    fn weaker(self, other: Self) -> Self {
+        let rank = |protection| match protection {
+            Self::SecretMemory => 2,
+            Self::Locked => 1,
+            Self::Unlocked => 0,
+        };
+        if rank(other) < rank(self) { other } else { self }
+    }
+}
+
+fn arena() -> MutexGuard<'static, Arena> {
+    ARENA.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn class_of(len: usize) -> usize {
+    let size = len.max(SMALLEST).next_power_of_two();
+    (size.trailing_zeros() - SMALLEST.trailing_zeros()) as usize
+}
+
+/// Maps `bytes` (a multiple of the page size) of zeroed pages with the best protection that the kernel and the limits allow.
+///
+/// Panics when the address space itself is exhausted, as the global allocator would abort.
+fn map_chunk(bytes: usize) -> (NonNull<u8>, Protection) {
+    if let Some(start) = map_secret_memory(bytes) {
+        return (start, Protection::SecretMemory);
+    }
+    let start = map(bytes, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
+        .unwrap_or_else(|| panic!("mapping {bytes} bytes for secrets failed: {}", std::io::Error::last_os_error()));
+    // SAFETY: the range was just mapped by us.
+    let locked = unsafe {
+        libc::madvise(start.as_ptr().cast(), bytes, libc::MADV_DONTDUMP);
+        libc::mlock(start.as_ptr().cast(), bytes) == 0
+    };
+    (start, if locked { Protection::Locked } else { Protection::Unlocked })
+}
+
+fn map_secret_memory(bytes: usize) -> Option<NonNull<u8>> {
+    // SAFETY: plain system calls on a descriptor that this function owns; the mapping outlives the descriptor.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_memfd_secret, libc::FD_CLOEXEC as libc::c_uint) as libc::c_int;
+        if fd < 0 {
+            return None;
+        }
+        let sized = libc::ftruncate(fd, bytes as libc::off_t) == 0;
+        let start = if sized { map(bytes, libc::MAP_SHARED, fd) } else { None };
+        libc::close(fd);
+        start
+    }
+}
+
+fn map(bytes: usize, flags: libc::c_int, fd: libc::c_int) -> Option<NonNull<u8>> {
+    // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
+    if start == libc::MAP_FAILED { None } else { NonNull::new(start.cast()) }
+}
+
+static ARENA: Mutex<Arena> = Mutex::new(Arena::new());
+const SMALLEST: usize = 32;
+const CLASSES: usize = usize::BITS as usize - SMALLEST.trailing_zeros() as usize;
+const CHUNK_BYTES: usize = 32 * 1024;
+const STACK_WIPE_BYTES: usize = 192 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_reads_back_and_its_slot_is_wiped_and_used_again() {
+        let first = LockedBytes::copy_from(b"correct horse battery staple, forty bytes");
+        assert_eq!(first.as_slice(), b"correct horse battery staple, forty bytes");
+        let slot = first.start;
+        let class = first.class;
+        drop(first);
+        assert!(arena().free[class].contains(&slot));
+        // SAFETY: the chunk stays mapped for the life of the process.
+        let left = unsafe { std::slice::from_raw_parts(slot.as_ptr(), 41) };
+        assert!(left.iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn sizes_from_zero_to_beyond_a_chunk_fit() {
+        for len in [0, 1, 31, 32, 33, 4096, CHUNK_BYTES, CHUNK_BYTES * 3 + 1] {
+            let plain = vec![7_u8; len];
+            assert_eq!(LockedBytes::copy_from(&plain).as_slice(), plain);
+        }
+    }
+}

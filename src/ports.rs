@@ -1,0 +1,230 @@
+//! The traits through which domains meet. A domain imports no other domain: it takes one of these, and `app` puts it in.
+//!
+//! Each trait has one to three methods. Nothing here does any work.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::secret::SecretVersion;
+
+/// The current secrets. Implemented by the store, used by whatever puts a credential somewhere.
+pub trait SecretReader: Send + Sync {
+    /// The version to use now, which may be the last known good one.
+    fn current(&self, item: &str) -> Result<Arc<SecretVersion>, SecretUnavailable>;
+
+    /// Changes to the number of the newest published version (0: none yet). `None`: no item of that name.
+    fn subscribe(&self, item: &str) -> Option<watch::Receiver<u64>>;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SecretUnavailable {
+    #[error("secret {item}: no such item")]
+    Unknown { item: String },
+    #[error("secret {item}: not fetched yet{}", because(.reason))]
+    NotFetched { item: String, reason: Option<String> },
+    #[error("secret {item}: the last known value is older than max_stale{}", because(.reason))]
+    Stale { item: String, reason: Option<String> },
+}
+
+fn because(reason: &Option<String>) -> String {
+    reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default()
+}
+
+/// Takes audit events. When it returns `Ok` the event is in the audit file (if one is configured) and queued for export.
+pub trait AuditLog: Send + Sync {
+    fn record(&self, event: AuditEvent) -> Result<(), AuditRefused>;
+}
+
+/// The event could not be written and `audit.required` is set: the caller must refuse what the event is about.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the audit event could not be written: {reason}")]
+pub struct AuditRefused {
+    pub reason: String,
+}
+
+/// One fact for the record. It names things and versions; it never holds a secret, an argument or a result.
+#[derive(Debug, Clone)]
+pub struct AuditEvent {
+    /// `domain.what`, for example `secret.rotated`; the list of names is in docs/AUDIT.md.
+    pub name: &'static str,
+    pub outcome: Outcome,
+    pub time: SystemTime,
+    /// Attribute names are OpenTelemetry's where it has one, else dotted lower case under `mcpeg.`.
+    pub attributes: Vec<(&'static str, AuditValue)>,
+    pub trace: Option<TraceIds>,
+}
+
+impl AuditEvent {
+    pub fn new(name: &'static str, outcome: Outcome) -> Self {
+        Self { name, outcome, time: SystemTime::now(), attributes: Vec::new(), trace: None }
+    }
+
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl Into<AuditValue>) -> Self {
+        self.attributes.push((name, value.into()));
+        self
+    }
+
+    /// Adds the attribute only when there is a value.
+    #[must_use]
+    pub fn with_some(self, name: &'static str, value: Option<impl Into<AuditValue>>) -> Self {
+        match value {
+            Some(value) => self.with(name, value),
+            None => self,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    Success,
+    Failure,
+    /// Refused by policy or by a bound, before anything was tried.
+    Denied,
+}
+
+impl Outcome {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Denied => "denied",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum AuditValue {
+    Text(String),
+    Integer(i64),
+    Float(f64),
+    Bool(bool),
+    List(Vec<String>),
+}
+
+impl From<&str> for AuditValue {
+    fn from(value: &str) -> Self {
+        Self::Text(value.to_owned())
+    }
+}
+
+impl From<String> for AuditValue {
+    fn from(value: String) -> Self {
+        Self::Text(value)
+    }
+}
+
+impl From<i64> for AuditValue {
+    fn from(value: i64) -> Self {
+        Self::Integer(value)
+    }
+}
+
+impl From<u32> for AuditValue {
+    fn from(value: u32) -> Self {
+        Self::Integer(i64::from(value))
+    }
+}
+
+impl From<u64> for AuditValue {
+    fn from(value: u64) -> Self {
+        Self::Integer(i64::try_from(value).unwrap_or(i64::MAX))
+    }
+}
+
+impl From<f64> for AuditValue {
+    fn from(value: f64) -> Self {
+        Self::Float(value)
+    }
+}
+
+impl From<bool> for AuditValue {
+    fn from(value: bool) -> Self {
+        Self::Bool(value)
+    }
+}
+
+impl From<Vec<String>> for AuditValue {
+    fn from(value: Vec<String>) -> Self {
+        Self::List(value)
+    }
+}
+
+/// W3C trace context, as far as a record needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TraceIds {
+    pub trace_id: [u8; 16],
+    pub span_id: [u8; 8],
+}
+
+/// What a domain says of itself in `/v1/status`, `mcpeg status` and `/readyz`.
+pub trait StatusReport: Send + Sync {
+    /// The key under which `detail` stands, for example `secrets`.
+    fn section(&self) -> &'static str;
+
+    /// One condition for each thing that can fail by itself.
+    fn conditions(&self) -> Vec<Condition>;
+
+    /// Facts for a person or a program; never a secret value.
+    fn detail(&self) -> serde_json::Value;
+}
+
+/// The state of one thing that can fail by itself, in words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Condition {
+    /// `provider/corp`, `secret/weather`, `service/github`, `template/app.conf`, `otlp`, `audit`.
+    pub component: String,
+    pub state: ConditionState,
+    /// What is wrong and what is done about it; for `Ok` a short fact or nothing.
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConditionState {
+    Ok,
+    /// Goes on with what it has; not a reason to be unready.
+    Degraded,
+    /// Cannot do its job now: `/readyz` answers 503.
+    Failed,
+}
+
+/// Loads the configuration anew and applies it. Implemented by the composition root, used by the admin socket.
+pub trait Reload: Send + Sync {
+    fn reload(&self) -> Pin<Box<dyn Future<Output = ReloadOutcome> + Send + '_>>;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "outcome", rename_all = "lowercase")]
+pub enum ReloadOutcome {
+    /// What is written is what is running.
+    Unchanged,
+    Applied {
+        /// The parts of the configuration that changed, as dotted paths.
+        changed: Vec<String>,
+    },
+    /// Nothing was changed.
+    Rejected { problems: Vec<String> },
+}
+
+impl ReloadOutcome {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Unchanged => "unchanged",
+            Self::Applied { .. } => "applied",
+            Self::Rejected { .. } => "rejected",
+        }
+    }
+}
+
+/// The process's own metrics in the Prometheus text format (version 0.0.4).
+pub trait MetricsText: Send + Sync {
+    fn prometheus(&self) -> String;
+}
