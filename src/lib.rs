@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
+pub mod config;
 pub mod lifecycle;
 pub mod mcp;
 pub mod memory;

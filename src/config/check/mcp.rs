@@ -1,0 +1,134 @@
+//! `transports`, `services` and the service files, to the MCP domain's settings.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{Check, join, seconds};
+use crate::config::raw::mcp::{RawLimits, RawOnRotate, RawServiceFile, RawServiceKind, RawTransports, RawUnix};
+use crate::mcp::settings::{
+    HttpSettings, Limits, OnRotate, ServiceSettings, StdioSettings, UnixSettings, UpstreamSettings,
+};
+
+/// `folder` is the main file's, from which default paths start.
+pub fn unix(raw: &mut RawTransports, folder: &Path, check: &mut Check<'_>) -> Option<UnixSettings> {
+    check.unavailable_if(raw.stdio.enabled, &["transports", "stdio", "enabled"]);
+    check.unavailable_if(raw.http.enabled, &["transports", "http", "enabled"]);
+    let RawUnix { enabled, path, mode, allow_uids } = std::mem::take(&mut raw.unix);
+    if !enabled.unwrap_or(true) {
+        return None;
+    }
+    let path = path.map_or_else(|| folder.join("run/mcpeg.sock"), |path| path.0);
+    check.socket_path(&["transports", "unix", "path"], &path);
+    Some(UnixSettings { path, mode: mode.map_or(0o600, |mode| mode.0), allow_uids })
+}
+
+/// `drain` is the whole stop's deadline.
+pub fn limits(raw: &RawLimits, drain: Duration) -> Limits {
+    Limits {
+        max_connections: raw.max_connections.unwrap_or(1024) as usize,
+        max_message_bytes: raw.max_message_mb.unwrap_or(16) as usize * 1024 * 1024,
+        max_in_flight: raw.max_in_flight.unwrap_or(256) as usize,
+        drain,
+    }
+}
+
+/// The name as it becomes a socket's name and a prefix.
+pub fn service_name(name: &str, unix: Option<&UnixSettings>, check: &mut Check<'_>) {
+    let path = ["services", name];
+    if check.name(&path, "service", name) && name.contains("__") {
+        check.problem(&path, "a service's name may not contain `__`, which ends it in `service__tool`");
+    }
+    if let Some(folder) = unix.and_then(|unix| unix.path.parent()) {
+        check.socket_path(&path, &folder.join("services").join(format!("{name}.sock")));
+    }
+}
+
+pub fn service(raw: RawServiceFile, default_timeout: Duration, check: &mut Check<'_>) -> Option<ServiceSettings> {
+    let known_kind = raw.kind == RawServiceKind::Mcp;
+    if !known_kind {
+        check.problem(&["type"], "this type of service is not available in this version; `mcp` is");
+    }
+    refuse_later_keys(&raw, known_kind, check);
+    if !known_kind {
+        return None;
+    }
+    let timeout = raw.timeout.as_ref().map_or(default_timeout, |timeout| timeout.0);
+    if timeout.is_zero() {
+        check.problem(&["timeout"], "expected more than nothing");
+    }
+    let upstream = match (raw.command.is_some(), raw.url.is_some()) {
+        (true, false) => UpstreamSettings::Stdio(stdio(raw, check)),
+        (false, true) => UpstreamSettings::Http(http(raw, check)?),
+        (true, true) => {
+            check.problem(&["url"], "only one of `command` and `url` may be given");
+            return None;
+        }
+        (false, false) => {
+            check.problem(&[], "`command` (a stdio upstream) or `url` (a streamable HTTP upstream) is missing");
+            return None;
+        }
+    };
+    Some(ServiceSettings { upstream, timeout })
+}
+
+/// Keys that later versions serve. Those of other service types are refused with the type.
+fn refuse_later_keys(raw: &RawServiceFile, known_kind: bool, check: &mut Check<'_>) {
+    let breaker = raw.circuit_breaker.as_ref().is_some_and(|breaker| breaker.enabled);
+    check.unavailable_if(breaker, &["circuit_breaker"]);
+    check.unavailable_if(raw.allow.is_some(), &["allow"]);
+    check.unavailable_if(raw.deny.is_some(), &["deny"]);
+    if known_kind {
+        check.unavailable_if(raw.tools.is_some(), &["tools"]);
+        check.unavailable_if(raw.resources.is_some(), &["resources"]);
+        check.unavailable_if(raw.driver.is_some(), &["driver"]);
+        check.unavailable_if(raw.connection.is_some(), &["connection"]);
+        check.unavailable_if(raw.pool.is_some(), &["pool"]);
+    }
+}
+
+fn stdio(raw: RawServiceFile, check: &mut Check<'_>) -> StdioSettings {
+    refuse_foreign(!raw.headers.is_empty(), "headers", "url", check);
+    let argv = raw.command.unwrap_or_default();
+    if argv.iter().any(|word| word.contains('\0')) || argv.first().is_none_or(String::is_empty) {
+        check.problem(&["command"], "the program's name is empty, or a word holds a zero byte");
+    }
+    let mut env = BTreeMap::new();
+    for (name, value) in raw.env {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            check.problem(&["env", &name], "not a variable's name");
+        }
+        env.insert(name, value.0);
+    }
+    let working_directory: Option<PathBuf> = raw.working_directory.map(|path| path.0);
+    if let Some(folder) = working_directory.as_ref().filter(|folder| !folder.is_dir()) {
+        check.problem(&["working_directory"], format!("{} is not a folder", folder.display()));
+    }
+    let on_rotate = match raw.on_rotate {
+        Some(RawOnRotate::Ignore) => OnRotate::Ignore,
+        Some(RawOnRotate::Swap) => {
+            check.problem_with(&["on_rotate"], "`swap` is not available in this version", "`restart` is");
+            OnRotate::Restart
+        }
+        Some(RawOnRotate::Restart) | None => OnRotate::Restart,
+    };
+    StdioSettings { argv, env, working_directory, on_rotate }
+}
+
+fn http(raw: RawServiceFile, check: &mut Check<'_>) -> Option<HttpSettings> {
+    refuse_foreign(!raw.env.is_empty(), "env", "command", check);
+    refuse_foreign(raw.on_rotate.is_some(), "on_rotate", "command", check);
+    refuse_foreign(raw.working_directory.is_some(), "working_directory", "command", check);
+    let ca_file = check.ca_file(&join(&[], &[]), raw.tls);
+    let headers = check.headers(&["headers"], raw.headers);
+    Some(HttpSettings { url: raw.url?.0, headers, ca_file })
+}
+
+fn refuse_foreign(given: bool, key: &str, belongs_to: &str, check: &mut Check<'_>) {
+    if given {
+        check.problem(&[key], format!("`{key}` belongs to a service with `{belongs_to}`"));
+    }
+}
+
+/// `global.timeout` where it is not given.
+pub const DEFAULT_TIMEOUT: Duration = seconds(30);

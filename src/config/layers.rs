@@ -1,0 +1,124 @@
+//! Where the configuration comes from, and what lies over what.
+//!
+//! `mcpeg.yaml` -> `mcpeg-<environment>.yaml` -> variables (`MCPEG_GLOBAL__LOG_LEVEL`) -> flags (`--set global.log_level=debug`). Later
+//! wins. The environment is `--environment`, else `MCPEG_ENVIRONMENT`, else `metadata.environment`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::interpolate::interpolate;
+use super::problem::{Problem, Problems};
+use super::tree::{Node, Origin};
+use super::yaml;
+
+/// What the command line and the process's environment say.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    pub config: Option<PathBuf>,
+    pub environment: Option<String>,
+    /// `key.path=value`, in the order given.
+    pub set: Vec<String>,
+    pub variables: BTreeMap<String, String>,
+}
+
+impl Sources {
+    /// With this process's environment; a variable that is not UTF-8 is left out.
+    pub fn from_process(config: Option<PathBuf>, environment: Option<String>, set: Vec<String>) -> Self {
+        let variables =
+            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+        Self { config, environment, set, variables }
+    }
+
+    pub fn variable(&self, name: &str) -> Option<String> {
+        self.variables.get(name).cloned()
+    }
+
+    /// The main file: as asked for, else the first of the usual places that exists.
+    pub fn main_file(&self) -> Result<PathBuf, Problem> {
+        let asked = self.config.clone().or_else(|| self.variable("MCPEG_CONFIG").map(PathBuf::from));
+        let chosen = match asked {
+            Some(path) => path,
+            None => USUAL_PLACES.iter().map(PathBuf::from).find(|path| path.exists()).ok_or_else(|| {
+                let message = format!("no configuration: none of {} exists", USUAL_PLACES.join(", "));
+                Problem::nowhere(message).help("name one with --config, or try `mcpeg demo`")
+            })?,
+        };
+        // Absolute, so that a later change of folder, or a reload, reads the same file.
+        std::path::absolute(&chosen)
+            .map_err(|error| Problem::of_file(format!("cannot be found: {}", yaml::plain_io(&error)), &chosen))
+    }
+}
+
+/// The layers, merged and with variables put in, and the files that they came from.
+pub struct Layered {
+    pub tree: Node,
+    pub files: Vec<PathBuf>,
+}
+
+pub fn load(sources: &Sources, main: &Path, problems: &mut Problems) -> Option<Layered> {
+    let mut tree = yaml::read(main, problems)?;
+    let mut files = vec![main.to_owned()];
+    if let Some((environment, asked_by)) = environment_of(sources, &tree) {
+        let overlay = overlay_path(main, &environment);
+        if overlay.exists() {
+            if let Some(upper) = yaml::read(&overlay, problems) {
+                tree.lay_over(upper);
+            }
+            files.push(overlay);
+        } else if let Some(asked_by) = asked_by {
+            let message = format!("the overlay of the environment that {asked_by} names does not exist");
+            problems.push(Problem::of_file(message, &overlay));
+        }
+    }
+    let variable = |name: &str| sources.variable(name);
+    interpolate(&mut tree, &variable, problems);
+    lay_variables(sources, &mut tree);
+    lay_flags(sources, &mut tree, problems);
+    Some(Layered { tree, files })
+}
+
+/// The environment's name, and who asked for it where a missing overlay is a mistake.
+fn environment_of(sources: &Sources, tree: &Node) -> Option<(String, Option<&'static str>)> {
+    if let Some(name) = &sources.environment {
+        return Some((name.clone(), Some("--environment")));
+    }
+    if let Some(name) = sources.variable("MCPEG_ENVIRONMENT") {
+        return Some((name, Some("MCPEG_ENVIRONMENT")));
+    }
+    let mut name = tree.get("metadata")?.get("environment")?.clone();
+    // A mistake in it is reported when the whole tree is interpolated.
+    interpolate(&mut name, &|variable| sources.variable(variable), &mut Problems::default());
+    Some((name.as_str()?.to_owned(), None))
+}
+
+fn overlay_path(main: &Path, environment: &str) -> PathBuf {
+    let stem = main.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = main.extension().map_or_else(|| "yaml".to_owned(), |e| e.to_string_lossy().into_owned());
+    // A name with a separator in it must not lead out of the folder.
+    let environment = environment.replace(['/', '\0'], "_");
+    main.with_file_name(format!("{stem}-{environment}.{extension}"))
+}
+
+fn lay_variables(sources: &Sources, tree: &mut Node) {
+    for (name, value) in &sources.variables {
+        let Some(rest) = name.strip_prefix("MCPEG_").filter(|rest| rest.contains("__")) else { continue };
+        let path: Vec<String> = rest.split("__").map(str::to_ascii_lowercase).collect();
+        tree.put(&path, Node::text(value, true, Origin::Variable(name.clone())));
+    }
+}
+
+fn lay_flags(sources: &Sources, tree: &mut Node, problems: &mut Problems) {
+    for flag in &sources.set {
+        let Some((key, value)) = flag.split_once('=').filter(|(key, _)| !key.is_empty()) else {
+            let origin = Origin::Flag(flag.split('=').next().unwrap_or_default().to_owned());
+            problems.push(Problem::new("expected KEY=VALUE, such as global.log_level=debug".to_owned(), origin));
+            continue;
+        };
+        let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+        let mut node = Node::text(value, true, Origin::Flag(key.to_owned()));
+        interpolate(&mut node, &|name| sources.variable(name), problems);
+        tree.put(&path, node);
+    }
+}
+
+const USUAL_PLACES: [&str; 3] = ["config/mcpeg.yaml", "/opt/mcpeg/config/mcpeg.yaml", "/etc/mcpeg/mcpeg.yaml"];

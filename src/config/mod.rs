@@ -1,0 +1,210 @@
+//! The configuration: sources -> layers -> written shape -> checked settings.
+//!
+//! `load` either gives a whole `Config` or every mistake with its place. Raw shapes never leave this module; the domains' settings are
+//! the domains' own types. Reading files and variables happens here and nowhere else.
+
+mod check;
+mod decode;
+mod interpolate;
+mod layers;
+mod problem;
+mod raw;
+pub mod schema;
+mod shape;
+mod tree;
+mod units;
+mod yaml;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value as Json;
+
+use crate::admin::settings::AdminSettings;
+use crate::mcp::settings::{McpSettings, ServiceSettings, UnixSettings};
+use crate::render::settings::TemplateSettings;
+use crate::secret::SecretRef;
+use crate::secrets::settings::SecretsSettings;
+use crate::telemetry::settings::TelemetrySettings;
+
+use check::Check;
+pub use layers::Sources;
+pub use problem::{Problem, Problems};
+use raw::RawConfig;
+use raw::mcp::{RawService, RawServiceFile};
+use shape::Shape;
+use tree::{Node, Origin};
+
+/// A configuration that was checked whole.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub name: String,
+    pub environment: Option<String>,
+    /// For a whole stop.
+    pub shutdown_timeout: Duration,
+    pub secrets: SecretsSettings,
+    pub templates: Vec<TemplateSettings>,
+    pub mcp: McpSettings,
+    pub telemetry: TelemetrySettings,
+    pub admin: AdminSettings,
+    pub lock_memory: LockMemory,
+    /// What it was read from: the main file first, then overlay and service files.
+    pub files: Vec<PathBuf>,
+}
+
+/// What happens when the memory of secrets cannot be locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockMemory {
+    Require,
+    Warn,
+    Ignore,
+}
+
+/// Reads, layers and checks the configuration.
+pub fn load(sources: &Sources) -> Result<Config, Problems> {
+    let mut problems = Problems::default();
+    let main = match sources.main_file() {
+        Ok(main) => main,
+        Err(problem) => {
+            problems.push(problem);
+            return Err(problems);
+        }
+    };
+    let config = load_from(sources, &main, &mut problems);
+    match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(problems.sorted()),
+    }
+}
+
+fn load_from(sources: &Sources, main: &Path, problems: &mut Problems) -> Option<Config> {
+    let layers::Layered { mut tree, mut files } = layers::load(sources, main, problems)?;
+    let folder = main.parent().unwrap_or(Path::new("/"));
+    let items = names_of_items(&tree);
+    let mut shape = Shape::new(folder, problems);
+    let readable = shape.check(&mut tree, &schema::main_file());
+    let mut references = shape.references;
+    let mut raw: RawConfig = if readable { read_raw(&tree, problems)? } else { return None };
+
+    let mut check = Check { tree: &tree, problems };
+    check::operation::storage(&raw.storage, &mut check);
+    check.unavailable_if(raw.global.memory_limit_mb.is_some(), &["global", "memory_limit_mb"]);
+    check.unavailable_if(raw.process.is_some(), &["process"]);
+    let lock_memory = check::operation::security(&raw.security, &mut check);
+    let secrets = check::secrets::settings(raw.secrets, &mut check);
+    let templates = check::operation::templates(raw.templates, &mut check);
+    let shutdown_timeout = raw.global.shutdown_timeout.as_ref().map_or(check::seconds(10), |timeout| timeout.0);
+    let unix = check::mcp::unix(&mut raw.transports, folder, &mut check);
+    let limits = check::mcp::limits(&raw.transports.limits, shutdown_timeout);
+    let admin = check::operation::admin(raw.admin, folder, &mut check);
+    check_sockets_differ(unix.as_ref(), &admin, &mut check);
+    let telemetry = check::telemetry::settings(raw.telemetry, raw.audit, &raw.global, &raw.metadata, &mut check);
+    let timeout = raw.global.timeout.as_ref().map_or(check::mcp::DEFAULT_TIMEOUT, |timeout| timeout.0);
+    let mut reader = ServiceReader { sources, timeout, files: &mut files, references: &mut references };
+    let services = reader.read_all(raw.services, unix.as_ref(), &mut check);
+    check_references(&references, &items, check.problems);
+
+    Some(Config {
+        name: raw.metadata.name.unwrap_or_else(|| "mcpeg".to_owned()),
+        environment: raw.metadata.environment,
+        shutdown_timeout,
+        secrets,
+        templates,
+        mcp: McpSettings { unix, services, limits },
+        telemetry,
+        admin,
+        lock_memory,
+        files,
+    })
+}
+
+/// Reads the service files that `services` names.
+struct ServiceReader<'a> {
+    sources: &'a Sources,
+    timeout: Duration,
+    files: &'a mut Vec<PathBuf>,
+    references: &'a mut Vec<(SecretRef, Origin)>,
+}
+
+impl ServiceReader<'_> {
+    fn read_all(
+        &mut self,
+        raw: BTreeMap<String, RawService>,
+        unix: Option<&UnixSettings>,
+        check: &mut Check<'_>,
+    ) -> BTreeMap<String, ServiceSettings> {
+        let mut services = BTreeMap::new();
+        for (name, raw) in raw.into_iter().filter(|(_, raw)| raw.enabled.unwrap_or(true)) {
+            check::mcp::service_name(&name, unix, check);
+            let file = raw.config_file.0;
+            if let Err(error) = std::fs::metadata(&file) {
+                let message = format!("{} cannot be opened: {}", file.display(), yaml::plain_io(&error));
+                check.problem(&["services", &name, "config_file"], message);
+                continue;
+            }
+            if let Some(settings) = self.read(&file, check.problems) {
+                services.insert(name, settings);
+            }
+        }
+        services
+    }
+
+    fn read(&mut self, file: &Path, problems: &mut Problems) -> Option<ServiceSettings> {
+        self.files.push(file.to_owned());
+        let mut tree = yaml::read(file, problems)?;
+        interpolate::interpolate(&mut tree, &|name| self.sources.variable(name), problems);
+        let folder = file.parent().unwrap_or(Path::new("/"));
+        let mut shape = Shape::new(folder, problems);
+        let readable = shape.check(&mut tree, &schema::service_file());
+        self.references.append(&mut shape.references);
+        if !readable {
+            return None;
+        }
+        let raw: RawServiceFile = read_raw(&tree, problems)?;
+        check::mcp::service(raw, self.timeout, &mut Check { tree: &tree, problems })
+    }
+}
+
+/// Reads a tree whose shape was checked. A failure is a gap between schema and shape, which is said with the file.
+fn read_raw<'t, T: Deserialize<'t>>(tree: &'t Node, problems: &mut Problems) -> Option<T> {
+    use serde::de::IntoDeserializer;
+    match T::deserialize(tree.into_deserializer()) {
+        Ok(raw) => Some(raw),
+        Err(error) => {
+            problems.push(Problem::new(format!("cannot be read: {error}"), tree.origin.clone()));
+            None
+        }
+    }
+}
+
+fn names_of_items(tree: &Node) -> BTreeSet<String> {
+    let items = tree.get("secrets").and_then(|secrets| secrets.get("items"));
+    items.map(Node::entries).unwrap_or_default().iter().map(|entry| entry.key.clone()).collect()
+}
+
+fn check_references(references: &[(SecretRef, Origin)], items: &BTreeSet<String>, problems: &mut Problems) {
+    for (reference, origin) in references.iter().filter(|(reference, _)| !items.contains(&reference.item)) {
+        let mut problem =
+            Problem::new(format!("there is no secret `{}` in `secrets.items`", reference.item), origin.clone());
+        problem.help = shape::near(&reference.item, items.iter().map(String::as_str))
+            .map(|name| format!("did you mean `{name}`?"));
+        problems.push(problem);
+    }
+}
+
+fn check_sockets_differ(unix: Option<&UnixSettings>, admin: &AdminSettings, check: &mut Check<'_>) {
+    let admin_path = admin.unix.as_ref().map(|unix| &unix.path);
+    if unix.is_some_and(|unix| Some(&unix.path) == admin_path) {
+        check.problem(&["admin", "unix", "path"], "the socket of `transports.unix` has this path");
+    }
+}
+
+/// The schemas as `mcpeg schema` prints them.
+pub fn schemas() -> Json {
+    schema::main_file()
+}

@@ -1,0 +1,217 @@
+//! The written shape of `transports`, `services` and of a service file.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::scalar::{RawDuration, RawGlob, RawMode, RawPath, RawSecretText, RawUrl};
+use super::secrets::RawTls;
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawTransports {
+    #[serde(default)]
+    pub unix: RawUnix,
+    #[serde(default)]
+    pub stdio: RawStdio,
+    #[serde(default)]
+    pub http: RawHttp,
+    #[serde(default)]
+    pub limits: RawLimits,
+}
+
+/// The Unix sockets: one for all services, and beside it `services/NAME.sock` for each.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawUnix {
+    /// Default: `true`.
+    pub enabled: Option<bool>,
+    /// Default: `run/mcpeg.sock`.
+    pub path: Option<RawPath>,
+    /// Permission bits of the sockets. Default: `"0600"`.
+    pub mode: Option<RawMode>,
+    /// Users that may connect besides mcpeg's own.
+    #[serde(default)]
+    pub allow_uids: Vec<u32>,
+}
+
+/// Not available in this version.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawStdio {
+    #[serde(default)]
+    pub enabled: bool,
+}
+
+/// Not available in this version.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawHttp {
+    #[serde(default)]
+    pub enabled: bool,
+    pub address: Option<std::net::IpAddr>,
+    pub port: Option<u16>,
+    pub token: Option<RawSecretText>,
+    #[serde(default)]
+    pub allowed_hosts: Vec<String>,
+    #[serde(default)]
+    pub allowed_origins: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawLimits {
+    /// Connections at one time, over all sockets. Default: 1024.
+    #[schemars(range(min = 1, max = 65536))]
+    pub max_connections: Option<u32>,
+    /// Of one message. Default: 16.
+    #[schemars(range(min = 1, max = 1024))]
+    pub max_message_mb: Option<u32>,
+    /// Unanswered requests of one client. Default: 256.
+    #[schemars(range(min = 1, max = 65536))]
+    pub max_in_flight: Option<u32>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawService {
+    /// Default: `true`.
+    pub enabled: Option<bool>,
+    /// The service file.
+    pub config_file: RawPath,
+}
+
+/// A service file: what the upstream is and how it is treated.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawServiceFile {
+    #[serde(rename = "type")]
+    pub kind: RawServiceKind,
+    /// A stdio upstream: program and arguments; no shell.
+    #[schemars(length(min = 1))]
+    pub command: Option<Vec<String>>,
+    /// A streamable HTTP upstream: the MCP endpoint.
+    pub url: Option<RawUrl>,
+    /// Variables of the child, in addition to `PATH`, `HOME` and the like.
+    #[serde(default)]
+    pub env: BTreeMap<String, RawSecretText>,
+    /// The child's working directory. Default: mcpeg's own.
+    pub working_directory: Option<RawPath>,
+    /// Headers of each request to the upstream.
+    #[serde(default)]
+    pub headers: BTreeMap<String, RawSecretText>,
+    #[serde(default)]
+    pub tls: RawTls,
+    /// What happens to a running child when a secret in its environment changes. Default: `restart`.
+    pub on_rotate: Option<RawOnRotate>,
+    /// From a request's arrival to its answer. Default: `global.timeout`.
+    pub timeout: Option<RawDuration>,
+    /// Not available in this version.
+    pub circuit_breaker: Option<RawBreaker>,
+    /// Not available in this version.
+    pub allow: Option<RawRules>,
+    /// Not available in this version.
+    pub deny: Option<RawRules>,
+    /// Not available in this version.
+    pub tools: Option<Vec<RawTool>>,
+    /// Not available in this version.
+    pub resources: Option<Vec<RawResource>>,
+    /// Not available in this version: the database of a `type: database` service.
+    pub driver: Option<RawDriver>,
+    /// Not available in this version.
+    pub connection: Option<RawConnection>,
+    /// Not available in this version.
+    pub pool: Option<RawPool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawServiceKind {
+    /// An MCP server that is proxied.
+    Mcp,
+    /// Not available in this version.
+    Database,
+    /// Not available in this version.
+    Http,
+    /// Not available in this version.
+    Vault,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawOnRotate {
+    /// Not available in this version: a second child takes over between two messages.
+    Swap,
+    /// New requests wait, those under way are answered, then a new child takes over the session.
+    Restart,
+    /// The next child gets the new value.
+    Ignore,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawBreaker {
+    #[serde(default)]
+    pub enabled: bool,
+    #[schemars(range(min = 1))]
+    pub failure_threshold: Option<u32>,
+    pub reset_timeout: Option<RawDuration>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawRules {
+    #[serde(default)]
+    pub tools: Vec<RawGlob>,
+    #[serde(default)]
+    pub resources: Vec<RawGlob>,
+    #[serde(default)]
+    pub prompts: Vec<RawGlob>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawTool {
+    pub name: String,
+    pub description: Option<String>,
+    pub timeout: Option<RawDuration>,
+    pub cache_ttl: Option<RawDuration>,
+    pub max_rows: Option<u64>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawResource {
+    pub pattern: String,
+    pub handler: Option<String>,
+    pub cache_ttl: Option<RawDuration>,
+    pub max_rows: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawDriver {
+    Mysql,
+    Postgres,
+    Sqlite,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawConnection {
+    pub host: Option<String>,
+    pub port: Option<u16>,
+    pub database: Option<String>,
+    pub username: Option<RawSecretText>,
+    pub password: Option<RawSecretText>,
+    pub path: Option<RawPath>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawPool {
+    pub max_connections: Option<u32>,
+    pub idle_connections: Option<u32>,
+    pub connection_lifetime: Option<RawDuration>,
+}

@@ -1,0 +1,198 @@
+//! The written shape of `templates`, `process`, `storage`, `admin` and `security`.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::scalar::{RawDuration, RawMode, RawPath, RawSecretText, RawSignal};
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawTemplate {
+    /// The template: Jinja, with `secret.ITEM.FIELD` and `env("NAME")`.
+    pub source: RawPath,
+    /// The file that is written, whole or not at all.
+    pub destination: RawPath,
+    /// Default: `"0600"`.
+    pub mode: Option<RawMode>,
+    /// What follows a change of the file's bytes.
+    pub on_change: Option<RawOnChange>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawOnChange {
+    /// Needs `pid_file`.
+    pub signal: Option<RawSignal>,
+    pub pid_file: Option<RawPath>,
+    /// Program and arguments; no shell.
+    #[schemars(length(min = 1))]
+    pub command: Option<Vec<String>>,
+    /// For the command. Default: `10s`.
+    pub timeout: Option<RawDuration>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawProcess {
+    #[schemars(length(min = 1))]
+    pub command: Vec<String>,
+    #[serde(default)]
+    pub env: BTreeMap<String, RawSecretText>,
+    pub on_change: Option<RawProcessOnChange>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawProcessOnChange {
+    Restart,
+    Signal,
+    Ignore,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawStorage {
+    pub runtime: Option<RawRuntime>,
+    pub cache: Option<RawCache>,
+    /// Not available in this version: the own log goes to standard error.
+    pub logs: Option<RawLogStorage>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawRuntime {
+    /// In this version: `memory`.
+    #[serde(rename = "type")]
+    pub kind: RawRuntimeKind,
+    pub path: Option<RawPath>,
+    pub url: Option<RawSecretText>,
+    /// Not available in this version: `true`.
+    #[serde(default)]
+    pub persistence: bool,
+    pub snapshot_interval: Option<RawDuration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawRuntimeKind {
+    Memory,
+    Sqlite,
+    Redis,
+    Postgres,
+}
+
+/// Not available in this version.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawCache {
+    #[serde(rename = "type")]
+    pub kind: RawCacheKind,
+    pub path: Option<RawPath>,
+    pub url: Option<RawSecretText>,
+    #[schemars(range(min = 1))]
+    pub max_size_mb: Option<u64>,
+    pub ttl: Option<RawDuration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawCacheKind {
+    Memory,
+    Sqlite,
+    Redis,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawLogStorage {
+    #[serde(rename = "type")]
+    pub kind: RawLogStorageKind,
+    pub path: RawPath,
+    pub rotation: Option<RawRotation>,
+    pub retention: Option<RawDuration>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawLogStorageKind {
+    File,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawRotation {
+    Daily,
+    Hourly,
+    Size,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawAdmin {
+    #[serde(default)]
+    pub unix: RawAdminUnix,
+    #[serde(default)]
+    pub http: RawAdminHttp,
+}
+
+/// Health, metrics, status and reload on a Unix socket.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawAdminUnix {
+    /// Default: `true`.
+    pub enabled: Option<bool>,
+    /// Default: `run/admin.sock`.
+    pub path: Option<RawPath>,
+    /// Default: `"0600"`.
+    pub mode: Option<RawMode>,
+}
+
+/// The same on a loopback address, for probes and Prometheus.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawAdminHttp {
+    #[serde(default)]
+    pub enabled: bool,
+    /// A loopback address. Default: `127.0.0.1`.
+    pub address: Option<std::net::IpAddr>,
+    /// Default: 9464.
+    pub port: Option<u16>,
+    /// Asked for as `Authorization: Bearer`, except by `/livez` and `/readyz`. Needed when it is enabled.
+    pub token: Option<RawSecretText>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawSecurity {
+    /// In this version: `off`.
+    pub leak_guard: Option<RawLeakGuard>,
+    /// Whether a start fails (`require`) or warns (`true`) when the secrets' memory cannot be locked. Default: `true`.
+    pub lock_memory: Option<RawLockMemory>,
+    /// Not available in this version: `true`.
+    #[serde(default)]
+    pub sandbox: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawLeakGuard {
+    Off,
+    Redact,
+    Block,
+    Report,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum RawLockMemory {
+    Warn(bool),
+    Require(RawRequire),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawRequire {
+    Require,
+}

@@ -1,0 +1,143 @@
+//! The written shape of `telemetry` and `audit`.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::scalar::{RawDuration, RawGlob, RawPath, RawSecretText, RawUrl};
+use super::secrets::RawTls;
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawTelemetry {
+    /// The collector. Left out: nothing is exported.
+    pub otlp: Option<RawOtlp>,
+    /// Resource attributes, beside `service.name` and what `metadata` gives.
+    #[serde(default)]
+    pub resource: BTreeMap<String, String>,
+    #[serde(default)]
+    pub traces: RawTraces,
+    #[serde(default)]
+    pub metrics: RawMetrics,
+    /// Not available in this version: log files to ship.
+    pub logs: Option<RawLogs>,
+    /// Not available in this version: records wait in memory.
+    pub spool: Option<RawSpool>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawOtlp {
+    /// The base address, such as `http://127.0.0.1:4318` (HTTP) or `http://127.0.0.1:4317` (gRPC).
+    pub endpoint: RawUrl,
+    /// Default: `http/protobuf`.
+    pub protocol: Option<RawProtocol>,
+    /// Headers of each export.
+    #[serde(default)]
+    pub headers: BTreeMap<String, RawSecretText>,
+    /// Default: `none`.
+    pub compression: Option<RawCompression>,
+    /// For one export. Default: `10s`.
+    pub timeout: Option<RawDuration>,
+    #[serde(default)]
+    pub tls: RawTls,
+    /// How many log records wait in memory for the collector. Default: 8192.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub queue_records: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+pub enum RawProtocol {
+    #[serde(rename = "grpc")]
+    Grpc,
+    #[serde(rename = "http/protobuf")]
+    HttpProtobuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawCompression {
+    None,
+    Gzip,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawTraces {
+    /// Default: `true` when there is a collector.
+    pub enabled: Option<bool>,
+    /// The share of traces that are kept, of those that start here. Default: 1.0.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub sample_ratio: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawMetrics {
+    /// Default: `true` when there is a collector. The Prometheus text on the admin socket is always there.
+    pub enabled: Option<bool>,
+    /// Between two exports. Default: `30s`.
+    pub interval: Option<RawDuration>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawLogs {
+    #[serde(default)]
+    pub files: Vec<RawLogFiles>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawLogFiles {
+    pub include: Vec<RawGlob>,
+    pub format: Option<RawLineFormat>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawLineFormat {
+    Plain,
+    Json,
+    Logfmt,
+    Cri,
+    Docker,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawSpool {
+    pub path: RawPath,
+    #[schemars(range(min = 1))]
+    pub max_size_mb: Option<u64>,
+    pub when_full: Option<RawWhenFull>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawWhenFull {
+    DropOldest,
+    DropNewest,
+    Block,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawAudit {
+    /// The file of JSON lines. Left out: events go to the log and to the collector only.
+    pub path: Option<RawPath>,
+    /// Refuse what an event is about when the event cannot be written. Default: `true` when there is a path.
+    pub required: Option<bool>,
+    /// Default: `interval`.
+    pub sync: Option<RawSync>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawSync {
+    /// `fdatasync` a few times a second.
+    Interval,
+    /// `fdatasync` for each record.
+    Each,
+}
