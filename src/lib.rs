@@ -15,4 +15,5 @@ pub mod ports;
 pub mod render;
 pub mod secret;
 pub mod secrets;
+pub mod supervisor;
 pub mod telemetry;

@@ -1,0 +1,310 @@
+//! Load -> diff -> build -> swap -> Outcome.
+//!
+//! A new configuration is read and checked whole, every domain builds the new beside the old, and only when all of them have is anything
+//! swapped. Whatever goes wrong before that leaves everything as it was. Reloads come from SIGHUP, a changed file or the admin socket and
+//! run one at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use notify::{RecursiveMode, Watcher};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+use tracing::{debug, error, info, warn};
+
+use crate::admin::AdminHandle;
+use crate::config::{self, Config, Sources};
+use crate::lifecycle::{PartError, Shutdown};
+use crate::mcp::McpHandle;
+use crate::ports::{
+    AuditEvent, AuditLog, Condition, ConditionState, Outcome, Reload, ReloadOutcome, SecretReader, StatusReport,
+};
+use crate::render::RenderHandle;
+use crate::secrets::SecretsHandle;
+use crate::telemetry::TelemetryHandle;
+
+/// The domains that a reload reaches.
+pub struct Domains {
+    pub telemetry: TelemetryHandle,
+    pub secrets: SecretsHandle,
+    pub render: RenderHandle,
+    pub mcp: McpHandle,
+}
+
+pub struct Reloader {
+    sources: Sources,
+    domains: Domains,
+    admin: OnceLock<AdminHandle>,
+    audit: Arc<dyn AuditLog>,
+    /// What is running.
+    current: Mutex<Config>,
+    /// Held for a whole reload.
+    turn: tokio::sync::Mutex<()>,
+    last: Mutex<Option<ReloadOutcome>>,
+}
+
+impl Reloader {
+    pub fn new(config: Config, sources: Sources, domains: Domains, audit: Arc<dyn AuditLog>) -> Arc<Self> {
+        Arc::new(Self {
+            sources,
+            domains,
+            admin: OnceLock::new(),
+            audit,
+            current: Mutex::new(config),
+            turn: tokio::sync::Mutex::new(()),
+            last: Mutex::new(None),
+        })
+    }
+
+    /// The admin domain needs the reloader to be built, so it comes after.
+    pub fn attach_admin(&self, admin: AdminHandle) {
+        // Attached once, by the composition root.
+        let _ = self.admin.set(admin);
+    }
+
+    /// How long a stop may take, as it is configured now.
+    pub fn shutdown_timeout(&self) -> Duration {
+        self.current().shutdown_timeout
+    }
+
+    /// Reloads once, and says in log, audit and status how it went.
+    pub async fn reload_now(&self, cause: &'static str) -> ReloadOutcome {
+        let _turn = self.turn.lock().await;
+        let outcome = self.attempt().await;
+        self.say(&outcome, cause);
+        *lock(&self.last) = Some(outcome.clone());
+        outcome
+    }
+
+    /// Reloads when a file that the configuration was read from changes, until it is told to stop.
+    pub async fn watch(self: Arc<Self>, mut shutdown: Shutdown) -> Result<(), PartError> {
+        let (sender, mut changes) = mpsc::channel(1);
+        let mut watching = Watching::new(sender);
+        loop {
+            watching.follow(&self.current().files);
+            tokio::select! {
+                () = shutdown.requested() => return Ok(()),
+                Some(()) = changes.recv() => {}
+            }
+            // Editors and mounted volumes change several files in a row: wait until it is quiet, but not for ever.
+            let latest = Instant::now() + LONGEST_SETTLE;
+            while timeout_at(latest.min(Instant::now() + SETTLE), changes.recv()).await.is_ok() {
+                if Instant::now() >= latest {
+                    break;
+                }
+            }
+            self.reload_now("file").await;
+        }
+    }
+
+    async fn attempt(&self) -> ReloadOutcome {
+        let sources = self.sources.clone();
+        let loaded = tokio::task::spawn_blocking(move || config::load(&sources)).await;
+        let new = match loaded {
+            Ok(Ok(config)) => config,
+            Ok(Err(problems)) => return rejected(problems.iter().map(config::Problem::one_line).collect()),
+            Err(error) => return rejected(vec![format!("reading the configuration failed: {error}")]),
+        };
+        let old = self.current();
+        if new == old {
+            return ReloadOutcome::Unchanged;
+        }
+        let changed = changes(&old, &new);
+        if let Err(problem) = self.apply(&old, new).await {
+            return rejected(vec![problem]);
+        }
+        ReloadOutcome::Applied { changed }
+    }
+
+    /// Builds everything new first; the swaps after that cannot fail.
+    async fn apply(&self, old: &Config, new: Config) -> Result<(), String> {
+        if old.lock_memory != new.lock_memory {
+            return Err("security.lock_memory: a change needs a restart".to_owned());
+        }
+        let domains = &self.domains;
+        let telemetry = domains.telemetry.stage(new.telemetry.clone()).map_err(|error| error.to_string())?;
+        let secrets = domains.secrets.stage(new.secrets.clone()).map_err(|error| error.to_string())?;
+        let render = domains.render.stage(new.templates.clone()).map_err(|error| error.to_string())?;
+        let mcp = domains.mcp.stage(new.mcp.clone()).map_err(|error| error.to_string())?;
+        let admin = match self.admin.get() {
+            Some(admin) => Some(admin.stage(new.admin.clone()).map_err(|error| error.to_string())?),
+            None => None,
+        };
+        telemetry.commit();
+        secrets.commit();
+        self.await_new_items(old, &new).await;
+        render.commit();
+        mcp.commit();
+        if let Some(admin) = admin {
+            admin.commit();
+        }
+        *lock(&self.current) = new;
+        Ok(())
+    }
+
+    /// Gives items that are new a moment to be fetched, so that what refers to them finds them.
+    async fn await_new_items(&self, old: &Config, new: &Config) {
+        let latest = Instant::now() + NEW_ITEMS;
+        for name in new.secrets.items.keys().filter(|name| !old.secrets.items.contains_key(*name)) {
+            let Some(mut version) = self.domains.secrets.subscribe(name) else { continue };
+            // Late or failed: the item's own condition says so.
+            let _ = timeout_at(latest, version.wait_for(|version| *version > 0)).await;
+        }
+    }
+
+    fn say(&self, outcome: &ReloadOutcome, cause: &'static str) {
+        let event = match outcome {
+            ReloadOutcome::Unchanged => {
+                debug!(cause, "the configuration has not changed");
+                return;
+            }
+            ReloadOutcome::Applied { changed } => {
+                info!(cause, changed = changed.join(" "), "configuration reloaded");
+                AuditEvent::new("config.reloaded", Outcome::Success).with("mcpeg.config.changed", changed.clone())
+            }
+            ReloadOutcome::Rejected { problems } => {
+                for problem in problems {
+                    error!(cause, problem, "configuration rejected; the old one goes on");
+                }
+                AuditEvent::new("config.rejected", Outcome::Failure).with("mcpeg.config.problems", problems.clone())
+            }
+        };
+        if let Err(error) = self.audit.record(event.with("mcpeg.config.cause", cause)) {
+            warn!(%error, "the reload is not on record");
+        }
+    }
+
+    fn current(&self) -> Config {
+        lock(&self.current).clone()
+    }
+}
+
+impl Reload for Reloader {
+    fn reload(&self) -> Pin<Box<dyn Future<Output = ReloadOutcome> + Send + '_>> {
+        Box::pin(self.reload_now("admin"))
+    }
+}
+
+impl StatusReport for Reloader {
+    fn section(&self) -> &'static str {
+        "config"
+    }
+
+    fn conditions(&self) -> Vec<Condition> {
+        let (state, message) = match &*lock(&self.last) {
+            Some(ReloadOutcome::Rejected { problems }) => {
+                (ConditionState::Degraded, format!("what is written was rejected, the old one goes on: {}", problems.join("; ")))
+            }
+            _ => (ConditionState::Ok, String::new()),
+        };
+        vec![Condition { component: "config".to_owned(), state, message }]
+    }
+
+    fn detail(&self) -> serde_json::Value {
+        let current = self.current();
+        json!({ "files": current.files, "environment": current.environment, "last_reload": *lock(&self.last) })
+    }
+}
+
+/// The notifier of the system, and what it watches now.
+struct Watching {
+    files: Arc<Mutex<BTreeSet<PathBuf>>>,
+    folders: BTreeSet<PathBuf>,
+    watcher: Option<notify::RecommendedWatcher>,
+}
+
+impl Watching {
+    fn new(changes: mpsc::Sender<()>) -> Self {
+        let files = Arc::new(Mutex::new(BTreeSet::new()));
+        let relevant = files.clone();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // A full channel already holds what there is to say; an error may have hidden a change.
+            let says_change = event.map_or(true, |event| {
+                !event.kind.is_access() && event.paths.iter().any(|path| concerns(path, &lock(&relevant)))
+            });
+            if says_change {
+                let _ = changes.try_send(());
+            }
+        });
+        if let Err(error) = &watcher {
+            warn!(%error, "changed files are not noticed; reload by SIGHUP or `mcpeg reload`");
+        }
+        Self { files, folders: BTreeSet::new(), watcher: watcher.ok() }
+    }
+
+    /// Watches the folders of `files`: a file that is replaced by rename would be lost otherwise.
+    fn follow(&mut self, files: &[PathBuf]) {
+        *lock(&self.files) = files.iter().cloned().collect();
+        let Some(watcher) = &mut self.watcher else { return };
+        let wanted: BTreeSet<PathBuf> = files.iter().filter_map(|file| file.parent()).map(Path::to_owned).collect();
+        for gone in self.folders.difference(&wanted) {
+            // A folder that was removed is not watched any more anyway.
+            let _ = watcher.unwatch(gone);
+        }
+        self.folders.retain(|folder| wanted.contains(folder));
+        for folder in wanted {
+            if self.folders.contains(&folder) {
+                continue;
+            }
+            match watcher.watch(&folder, RecursiveMode::NonRecursive) {
+                Ok(()) => {
+                    self.folders.insert(folder);
+                }
+                Err(error) => warn!(%error, folder = %folder.display(), "changes in this folder are not noticed"),
+            }
+        }
+    }
+}
+
+/// Whether a changed path is one of the configuration's files, or the link by which a mounted volume swaps all of them.
+fn concerns(path: &Path, files: &BTreeSet<PathBuf>) -> bool {
+    files.contains(path) || path.file_name().is_some_and(|name| name == "..data")
+}
+
+/// What differs, as dotted paths; for maps of named things by their names.
+fn changes(old: &Config, new: &Config) -> Vec<String> {
+    let mut changed = Vec::new();
+    named("secrets.providers", &old.secrets.providers, &new.secrets.providers, &mut changed);
+    named("secrets.items", &old.secrets.items, &new.secrets.items, &mut changed);
+    named("services", &old.mcp.services, &new.mcp.services, &mut changed);
+    let sections = [
+        ("metadata", old.name != new.name || old.environment != new.environment),
+        ("global.shutdown_timeout", old.shutdown_timeout != new.shutdown_timeout),
+        ("transports.unix", old.mcp.unix != new.mcp.unix),
+        ("transports.limits", old.mcp.limits != new.mcp.limits),
+        ("templates", old.templates != new.templates),
+        ("telemetry.otlp", old.telemetry.otlp != new.telemetry.otlp),
+        ("telemetry.resource", old.telemetry.resource != new.telemetry.resource),
+        ("telemetry.traces", old.telemetry.traces != new.telemetry.traces),
+        ("telemetry.metrics", old.telemetry.metrics != new.telemetry.metrics),
+        ("global.log", old.telemetry.log != new.telemetry.log),
+        ("audit", old.telemetry.audit != new.telemetry.audit),
+        ("admin", old.admin != new.admin),
+        ("files", old.files != new.files),
+    ];
+    changed.extend(sections.iter().filter(|(_, differs)| *differs).map(|(name, _)| (*name).to_owned()));
+    changed
+}
+
+fn named<T: PartialEq>(prefix: &str, old: &BTreeMap<String, T>, new: &BTreeMap<String, T>, changed: &mut Vec<String>) {
+    let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let differ = names.into_iter().filter(|name| old.get(*name) != new.get(*name));
+    changed.extend(differ.map(|name| format!("{prefix}.{name}")));
+}
+
+fn rejected(problems: Vec<String>) -> ReloadOutcome {
+    ReloadOutcome::Rejected { problems }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const SETTLE: Duration = Duration::from_millis(150);
+const LONGEST_SETTLE: Duration = Duration::from_secs(2);
+const NEW_ITEMS: Duration = Duration::from_secs(5);
