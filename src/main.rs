@@ -1,8 +1,12 @@
 //! Arguments to exit code; nothing else.
 
+use std::process::ExitCode;
+
 use mcpeg::memory::WipingAllocator;
 
 #[global_allocator]
 static ALLOCATOR: WipingAllocator = WipingAllocator::new();
 
-fn main() {}
+fn main() -> ExitCode {
+    mcpeg::cli::main()
+}

@@ -9,6 +9,7 @@ mod interpolate;
 mod layers;
 mod problem;
 mod raw;
+pub mod reference;
 pub mod schema;
 mod shape;
 mod tree;
@@ -204,7 +205,48 @@ fn check_sockets_differ(unix: Option<&UnixSettings>, admin: &AdminSettings, chec
     }
 }
 
-/// The schemas as `mcpeg schema` prints them.
-pub fn schemas() -> Json {
-    schema::main_file()
+/// Where a client finds the running sidecar.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Sockets {
+    pub mcp: PathBuf,
+    pub admin: PathBuf,
+}
+
+/// Finds the sockets without checking the rest, which a client may be unable to read: another user's files, variables that are not set.
+pub fn sockets(sources: &Sources) -> Result<Sockets, Problems> {
+    let mut problems = Problems::default();
+    let main = match sources.main_file() {
+        Ok(main) => main,
+        Err(problem) => {
+            problems.push(problem);
+            return Err(problems);
+        }
+    };
+    let folder = main.parent().unwrap_or(Path::new("/"));
+    let Some(layers::Layered { tree, .. }) = layers::load(sources, &main, &mut problems) else { return Err(problems) };
+    let path = |section: &str, default: &str| -> PathBuf {
+        let node = tree.get(section).and_then(|node| node.get("unix")).and_then(|node| node.get("path"));
+        match node.and_then(|node| node.as_str().map(|text| (text, &node.origin))) {
+            Some((text, Origin::File { file, .. })) => file.folder().join(text),
+            Some((text, _)) => folder.join(text),
+            None => folder.join(default),
+        }
+    };
+    Ok(Sockets { mcp: path("transports", "run/mcpeg.sock"), admin: path("admin", "run/admin.sock") })
+}
+
+/// Puts what the render domain found in the templates among the problems.
+pub fn template_problems(config: &Config, found: Vec<(PathBuf, Option<usize>, String)>) -> Problems {
+    let mut problems = Problems::default();
+    debug_assert!(config.templates.len() >= found.len(), "at most one mistake a template");
+    for (file, line, message) in found {
+        problems.push(match line {
+            Some(line) => {
+                let source = std::sync::Arc::new(tree::SourceFile { path: file, text: String::new() });
+                Problem::new(message, source.at(line, 1))
+            }
+            None => Problem::of_file(message, &file),
+        });
+    }
+    problems.sorted()
 }

