@@ -63,6 +63,8 @@ pub(super) enum FailureKind {
     /// Logged in, but this path is not allowed.
     Denied,
     NotFound,
+    /// The server is there, but failed at this.
+    ServerError,
     /// An answer, a file or a value that is not what it should be.
     Malformed,
     /// The audit log refused the event, so the fetch counts for nothing.
@@ -80,6 +82,7 @@ impl FailureKind {
             Self::Login => "login",
             Self::Denied => "denied",
             Self::NotFound => "not_found",
+            Self::ServerError => "server_error",
             Self::Malformed => "malformed",
             Self::Unaudited => "unaudited",
         }

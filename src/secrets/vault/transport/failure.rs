@@ -112,10 +112,17 @@ impl Transport {
             400..=499 if reading => {
                 (FailureKind::Malformed, format!("the server at {server} refused {what} with status {status}{said}"))
             }
-            400..=499 => (FailureKind::Login, format!("the server at {server} refused {what}{said}")),
-            _ => {
-                (FailureKind::Unreachable, format!("the server at {server} answered {what} with status {status}{said}"))
+            // Past its maximum life a token is refused with 500.
+            400..=500 if !matches!(request, Request::Probe) && !reading => {
+                (FailureKind::Login, format!("the server at {server} refused {what}{said}"))
             }
+            502..=504 => {
+                (FailureKind::Unreachable, format!("the server at {server} is not there (status {status}){said}"))
+            }
+            _ => (
+                FailureKind::ServerError,
+                format!("the server at {server} failed at {what} with status {status}{said}"),
+            ),
         };
         FetchError::new(kind, message)
     }
