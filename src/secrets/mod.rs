@@ -1,3 +1,67 @@
-//! (head)
+//! Secrets: fetched from providers, held in locked memory, kept fresh, given to whoever reads them through `ports::SecretReader`.
+//!
+//! `SecretSource` is the seam, with one file or folder a kind: `vault`, `file`, `environment`. A `Provider` is a configured source and its
+//! health; an `Item` is a path in a provider, its settings, and a `Slot` that holds the current version. One `rotator` per item fetches,
+//! `crew` runs rotators and providers inside the part's task, `handle` is what the rest of the process holds, `status` puts all of it
+//! into words. This domain does not know what a secret is for, and never writes one anywhere.
 
+mod context;
+mod crew;
+mod environment;
+mod file;
+mod handle;
+mod metrics;
+mod provider;
+mod rotator;
+mod schedule;
 pub mod settings;
+mod source;
+mod status;
+mod store;
+#[cfg(test)]
+mod tests;
+mod vault;
+
+use std::sync::Arc;
+
+use opentelemetry::metrics::Meter;
+
+use crate::lifecycle::{Part, Readiness, Stage};
+use crate::ports::AuditLog;
+
+use context::Context;
+use handle::Shared;
+use metrics::Metrics;
+use settings::SecretsSettings;
+
+pub use handle::{SecretsHandle, Staged};
+
+/// Makes the providers and items, and the part that keeps them fresh. Reads files that the settings name; asks nothing of the network.
+pub fn build(
+    settings: SecretsSettings,
+    audit: Arc<dyn AuditLog>,
+    meter: Meter,
+) -> Result<(SecretsHandle, Part), SecretsError> {
+    let context = Arc::new(Context::new(audit, Metrics::new(&meter)));
+    let shared = Arc::new(Shared::new(context));
+    let handle = SecretsHandle::new(shared.clone());
+    handle.stage(settings)?.commit();
+    metrics::observe(&meter, &shared);
+    let (signal, readiness) = Readiness::channel();
+    let part = Part::new("secrets", Stage::Workers, readiness, move |shutdown| async move {
+        crew::run(shared, signal, shutdown).await;
+        Ok(())
+    });
+    Ok((handle, part))
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SecretsError {
+    #[error("secrets.providers.{provider}: {reason}")]
+    Provider { provider: String, reason: String },
+    #[error("secrets.items.{item}: there is no provider called {provider}")]
+    NoSuchProvider { item: String, provider: String },
+    /// One line for each item that could not be fetched.
+    #[error("{}", .0.join("\n"))]
+    Fetch(Vec<String>),
+}

@@ -1,0 +1,90 @@
+//! What every part of the domain reports to: the audit log, the metrics, and the task that waits for progress.
+//!
+//! The events of the domain are put together here and nowhere else; they name items, providers and versions, never a value.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use crate::ports::{AuditEvent, AuditLog, AuditRefused, Outcome};
+
+use super::metrics::Metrics;
+use super::source::FetchError;
+use super::store::Item;
+
+pub(super) struct Context {
+    audit: Arc<dyn AuditLog>,
+    pub metrics: Metrics,
+    /// Rung when an item got a value.
+    pub progress: Notify,
+}
+
+impl Context {
+    pub fn new(audit: Arc<dyn AuditLog>, metrics: Metrics) -> Self {
+        Self { audit, metrics, progress: Notify::new() }
+    }
+
+    /// The event that has to be on record before a new value may be used.
+    pub fn new_version(
+        &self,
+        item: &Item,
+        first: bool,
+        version: u64,
+        provider_version: Option<&str>,
+    ) -> Result<(), AuditRefused> {
+        let name = if first { "secret.fetched" } else { "secret.rotated" };
+        let event = about(item, name, Outcome::Success)
+            .with("mcpeg.secret.version", version)
+            .with_some("mcpeg.secret.provider_version", provider_version);
+        self.audit.record(event)?;
+        info!(secret = item.name(), provider = item.provider.name, version, "{name}");
+        Ok(())
+    }
+
+    pub fn failed(&self, item: &Item, error: &FetchError) {
+        warn!(secret = item.name(), provider = item.provider.name, %error, "secret.failed");
+        self.note(with_error(about(item, "secret.failed", Outcome::Failure), error));
+    }
+
+    pub fn recovered(&self, item: &Item) {
+        info!(secret = item.name(), provider = item.provider.name, "secret.recovered");
+        self.note(about(item, "secret.recovered", Outcome::Success));
+    }
+
+    /// A login that cannot be put on record must not be used.
+    pub fn logged_in(&self, provider: &str, method: &'static str) -> Result<(), AuditRefused> {
+        self.metrics.logged_in(provider, None);
+        info!(provider, method, "provider.login");
+        self.audit.record(about_login(provider, method, Outcome::Success))
+    }
+
+    pub fn login_failed(&self, provider: &str, method: &'static str, error: &FetchError) {
+        self.metrics.logged_in(provider, Some(error.kind));
+        warn!(provider, method, %error, "provider.login");
+        self.note(with_error(about_login(provider, method, Outcome::Failure), error));
+    }
+
+    /// For events about something that has already happened, so that there is nothing left to refuse.
+    fn note(&self, event: AuditEvent) {
+        if let Err(error) = self.audit.record(event) {
+            warn!(%error, "audit event lost");
+        }
+    }
+}
+
+fn about(item: &Item, name: &'static str, outcome: Outcome) -> AuditEvent {
+    AuditEvent::new(name, outcome)
+        .with("mcpeg.secret.item", item.name())
+        .with("mcpeg.secret.provider", item.provider.name.as_str())
+}
+
+fn about_login(provider: &str, method: &'static str, outcome: Outcome) -> AuditEvent {
+    AuditEvent::new("provider.login", outcome)
+        .with("mcpeg.secret.provider", provider)
+        .with("mcpeg.secret.auth_method", method)
+}
+
+fn with_error(event: AuditEvent, error: &FetchError) -> AuditEvent {
+    event.with("error.type", error.kind.as_str()).with("error.message", error.message.as_str())
+}

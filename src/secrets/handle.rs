@@ -1,0 +1,147 @@
+//! `SecretsHandle`, what the rest of the process holds, and `Staged`, a new configuration beside the running one.
+//!
+//! Invariants: staging changes nothing; a commit is one swap, after which no reader sees a mixture; an item whose settings and provider
+//! are the same keeps its value and its rotator.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::future::join_all;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::ports::{SecretReader, SecretUnavailable};
+use crate::secret::SecretVersion;
+
+use super::SecretsError;
+use super::context::Context;
+use super::provider::Provider;
+use super::rotator::{fetch_once, note_failure};
+use super::settings::SecretsSettings;
+use super::store::{Item, Retry, Slot};
+
+#[derive(Clone)]
+pub struct SecretsHandle {
+    shared: Arc<Shared>,
+}
+
+/// What the handle and the part's task have in common.
+pub(super) struct Shared {
+    pub context: Arc<Context>,
+    roster: watch::Sender<Arc<Roster>>,
+    owners: AtomicU64,
+}
+
+/// All providers and items of one configuration.
+#[derive(Default)]
+pub(super) struct Roster {
+    pub providers: BTreeMap<String, Arc<Provider>>,
+    pub items: BTreeMap<String, Arc<Item>>,
+}
+
+impl SecretsHandle {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    pub(super) fn roster(&self) -> Arc<Roster> {
+        self.shared.roster()
+    }
+
+    /// Builds the new beside the old; reads files that the settings name, asks nothing of the network.
+    pub fn stage(&self, settings: SecretsSettings) -> Result<Staged, SecretsError> {
+        let old = self.shared.roster();
+        let mut new = Roster::default();
+        for (name, settings) in &settings.providers {
+            let provider = match old.providers.get(name) {
+                Some(provider) if provider.settings == *settings => provider.clone(),
+                _ => Arc::new(Provider::build(name, settings, &self.shared.context)?),
+            };
+            new.providers.insert(name.clone(), provider);
+        }
+        for (name, settings) in settings.items {
+            let provider = new.providers.get(&settings.provider).cloned();
+            let Some(provider) = provider else {
+                return Err(SecretsError::NoSuchProvider { item: name, provider: settings.provider });
+            };
+            let item = match old.items.get(&name) {
+                Some(item) if item.settings == settings && Arc::ptr_eq(&item.provider, &provider) => item.clone(),
+                before => Arc::new(Item {
+                    slot: before.map_or_else(|| Slot::new(&name), |item| item.slot.clone()),
+                    settings,
+                    provider,
+                    owner: self.shared.owners.fetch_add(1, Ordering::Relaxed),
+                }),
+            };
+            new.items.insert(name, item);
+        }
+        Ok(Staged { shared: self.shared.clone(), roster: Arc::new(new) })
+    }
+
+    /// Fetches every item once, without the part; all failures are reported together.
+    pub async fn fetch_all_once(&self) -> Result<(), SecretsError> {
+        let roster = self.shared.roster();
+        let context = &self.shared.context;
+        let fetches = roster.items.values().map(|item| async move {
+            let error = fetch_once(item, context).await.err()?;
+            note_failure(item, context, error.clone(), Retry::At(Instant::now()));
+            Some(format!("secret {}: {error}", item.name()))
+        });
+        let failures: Vec<String> = join_all(fetches).await.into_iter().flatten().collect();
+        if failures.is_empty() { Ok(()) } else { Err(SecretsError::Fetch(failures)) }
+    }
+}
+
+impl SecretReader for SecretsHandle {
+    fn current(&self, item: &str) -> Result<Arc<SecretVersion>, SecretUnavailable> {
+        match self.shared.roster().items.get(item) {
+            Some(item) => item.current(),
+            None => Err(SecretUnavailable::Unknown { item: item.to_owned() }),
+        }
+    }
+
+    fn subscribe(&self, item: &str) -> Option<watch::Receiver<u64>> {
+        self.shared.roster().items.get(item).map(|item| item.slot.subscribe())
+    }
+}
+
+impl Shared {
+    pub fn new(context: Arc<Context>) -> Self {
+        Self { context, roster: watch::Sender::default(), owners: AtomicU64::new(1) }
+    }
+
+    pub fn roster(&self) -> Arc<Roster> {
+        self.roster.borrow().clone()
+    }
+
+    #[cfg(test)]
+    pub fn put_roster(&self, roster: Roster) {
+        self.roster.send_replace(Arc::new(roster));
+    }
+
+    pub fn subscribe_roster(&self) -> watch::Receiver<Arc<Roster>> {
+        self.roster.subscribe()
+    }
+}
+
+/// A checked configuration that is ready to take over. Dropping it changes nothing.
+pub struct Staged {
+    shared: Arc<Shared>,
+    roster: Arc<Roster>,
+}
+
+impl Staged {
+    /// Swaps. Items that are gone lose their values at once; changed ones keep the last good one until they are fetched anew.
+    pub fn commit(self) {
+        for item in self.roster.items.values() {
+            item.slot.hand_over_to(item.owner);
+        }
+        let old = self.shared.roster.send_replace(self.roster.clone());
+        for (name, item) in &old.items {
+            if !self.roster.items.contains_key(name) {
+                item.slot.retire();
+            }
+        }
+    }
+}

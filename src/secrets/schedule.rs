@@ -1,0 +1,89 @@
+//! When to ask again: pure arithmetic, no clock and no source of chance of its own.
+//!
+//! Each function takes `chance`, a number from 0 up to but not including 1, so that a test can put in the ends. `chance()` gives one
+//! in production. Invariants: no wait is longer than its cap, and none is so short that a failing provider is asked without a pause.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
+/// The pause before the next regular fetch: `refresh`, give or take a tenth, so that items do not march in step.
+pub(super) fn refresh_in(refresh: Duration, chance: f64) -> Duration {
+    refresh.mul_f64(0.9 + 0.2 * chance).max(SHORTEST)
+}
+
+/// The pause after the `failures`-th failure in a row (from 1): full jitter below a bound that doubles up to `cap`.
+pub(super) fn backoff_in(failures: u32, cap: Duration, chance: f64) -> Duration {
+    let doubled = FIRST_BACKOFF.saturating_mul(1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX));
+    doubled.min(cap).mul_f64(chance).max(SHORTEST)
+}
+
+/// When to renew what lives for `ttl`: at two thirds of it, up to a tenth earlier.
+pub(super) fn renew_in(ttl: Duration, chance: f64) -> Duration {
+    ttl.mul_f64((2.0 / 3.0) * (1.0 - 0.1 * chance)).max(SHORTEST)
+}
+
+/// The pause between two questions whether a provider that failed is back.
+pub(super) fn probe_in(chance: f64) -> Duration {
+    PROBE.mul_f64(0.75 + 0.5 * chance)
+}
+
+/// A number from 0 up to but not including 1, good enough to keep many processes out of step; not for keys.
+pub(super) fn chance() -> f64 {
+    // Each `RandomState` carries new keys; what the hasher makes of no input differs with them.
+    let bits = RandomState::new().build_hasher().finish() >> (u64::BITS - f64::MANTISSA_DIGITS);
+    bits as f64 / (1_u64 << f64::MANTISSA_DIGITS) as f64
+}
+
+/// The longest pause between two tries of something that failed.
+pub(super) const BACKOFF_CAP: Duration = Duration::from_secs(30);
+/// The same for a failure that is known to pass by itself soon, such as the election of a leader.
+pub(super) const SHORT_BACKOFF_CAP: Duration = Duration::from_secs(2);
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+const SHORTEST: Duration = Duration::from_millis(100);
+const PROBE: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_refresh_stays_within_a_tenth(seconds in 1_u64..1_000_000, chance in 0.0..1.0_f64) {
+            let wait = refresh_in(Duration::from_secs(seconds), chance).as_secs_f64();
+            prop_assert!(wait >= seconds as f64 * 0.899 && wait <= seconds as f64 * 1.101);
+        }
+
+        #[test]
+        fn a_backoff_is_bounded_on_both_sides(failures in 0_u32.., chance in 0.0..1.0_f64) {
+            let wait = backoff_in(failures, BACKOFF_CAP, chance);
+            prop_assert!(wait >= SHORTEST && wait <= BACKOFF_CAP);
+        }
+
+        #[test]
+        fn more_failures_never_shorten_the_backoff(failures in 1_u32..64, chance in 0.0..1.0_f64) {
+            prop_assert!(backoff_in(failures + 1, BACKOFF_CAP, chance) >= backoff_in(failures, BACKOFF_CAP, chance));
+        }
+
+        #[test]
+        fn a_renewal_comes_before_the_end(seconds in 1_u64..100_000_000, chance in 0.0..1.0_f64) {
+            let ttl = Duration::from_secs(seconds);
+            let wait = renew_in(ttl, chance);
+            prop_assert!(wait <= ttl.mul_f64(0.667) && wait >= ttl.mul_f64(0.599));
+        }
+
+        #[test]
+        fn a_healed_provider_is_found_within_two_seconds(chance in 0.0..1.0_f64) {
+            prop_assert!(probe_in(chance) >= Duration::from_millis(500) && probe_in(chance) < Duration::from_millis(1300));
+        }
+    }
+
+    #[test]
+    fn chance_is_spread_over_the_unit_interval() {
+        let drawn: Vec<f64> = (0..1000).map(|_| chance()).collect();
+        assert!(drawn.iter().all(|c| (0.0..1.0).contains(c)));
+        let mean = drawn.iter().sum::<f64>() / 1000.0;
+        assert!((0.4..0.6).contains(&mean), "the mean of 1000 draws was {mean}");
+    }
+}

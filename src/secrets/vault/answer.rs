@@ -1,0 +1,175 @@
+//! The body of an answer, from JSON to fields, without a tree of values in between.
+//!
+//! A KV v2 answer is told by its shape (`data` holds exactly `data` and `metadata`), not by its path, so that it works under any mount.
+//! A field that is not a string becomes its JSON text. Invariant: no problem quotes the body.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, Visitor};
+use serde_json::value::RawValue;
+
+use crate::secret::Secret;
+
+use super::super::source::{FailureKind, Fetched};
+
+/// What is wrong with an answer; shown after `SERVER answered for PATH with`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Problem {
+    NotJson {
+        line: usize,
+        column: usize,
+    },
+    NoData,
+    /// KV v2: this version was deleted or destroyed.
+    Deleted {
+        version: u64,
+    },
+}
+
+impl Problem {
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Deleted { .. } => FailureKind::NotFound,
+            Self::NotJson { .. } | Self::NoData => FailureKind::Malformed,
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotJson { line, column } => {
+                write!(f, "something that is not the expected JSON (line {line}, column {column})")
+            }
+            Self::NoData => f.write_str("no data"),
+            Self::Deleted { version } => write!(f, "version {version}, which was deleted"),
+        }
+    }
+}
+
+/// Must run where the stack is wiped afterwards.
+pub(super) fn parse(body: &[u8]) -> Result<Fetched, Problem> {
+    let answer: Answer = serde_json::from_slice(body).map_err(not_json)?;
+    let data = answer.data.ok_or(Problem::NoData)?.get();
+    let lease = (!answer.lease_id.is_empty()).then(|| Duration::from_secs(answer.lease_duration));
+    if let Ok(kv) = serde_json::from_str::<KvVersion>(data) {
+        let version = kv.metadata.version;
+        let fields = match kv.data {
+            Some(fields) => fields,
+            None => return Err(Problem::Deleted { version }),
+        };
+        return Ok(Fetched { fields: into_secrets(fields)?, provider_version: Some(version.to_string()), lease });
+    }
+    let fields: Fields = serde_json::from_str(data).map_err(not_json)?;
+    Ok(Fetched { fields: into_secrets(fields)?, provider_version: None, lease })
+}
+
+type Fields<'a> = BTreeMap<String, &'a RawValue>;
+
+/// developer.hashicorp.com/vault/api-docs: every answer that reads something has this envelope.
+#[derive(Deserialize)]
+struct Answer<'a> {
+    #[serde(default)]
+    lease_id: String,
+    #[serde(default)]
+    lease_duration: u64,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+/// developer.hashicorp.com/vault/api-docs/secret/kv/kv-v2#read-secret-version
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KvVersion<'a> {
+    #[serde(borrow)]
+    data: Option<Fields<'a>>,
+    metadata: KvMetadata,
+}
+
+#[derive(Deserialize)]
+struct KvMetadata {
+    version: u64,
+}
+
+fn into_secrets(fields: Fields) -> Result<BTreeMap<String, Secret>, Problem> {
+    let secret_of = |raw: &RawValue| match raw.get().starts_with('"') {
+        true => serde_json::from_str::<JsonString>(raw.get()).map(|text| text.0).map_err(not_json),
+        false => Ok(Secret::copy_from(raw.get().as_bytes())),
+    };
+    fields.into_iter().map(|(name, raw)| Ok((name, secret_of(raw)?))).collect()
+}
+
+/// A JSON string, unescaped straight into locked memory.
+struct JsonString(Secret);
+
+impl<'de> Deserialize<'de> for JsonString {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+
+        impl Visitor<'_> for Text {
+            type Value = JsonString;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<JsonString, E> {
+                Ok(JsonString(Secret::copy_from(text.as_bytes())))
+            }
+        }
+
+        deserializer.deserialize_str(Text)
+    }
+}
+
+fn not_json(error: serde_json::Error) -> Problem {
+    Problem::NotJson { line: error.line(), column: error.column() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain(body: &str) -> (Vec<(String, String)>, Option<String>, Option<Duration>) {
+        let fetched = parse(body.as_bytes()).unwrap();
+        let fields = fetched.fields.iter().map(|(k, v)| (k.clone(), v.expose_str().unwrap().to_owned())).collect();
+        (fields, fetched.provider_version, fetched.lease)
+    }
+
+    #[test]
+    fn a_kv_version_is_unwrapped_and_other_values_keep_their_json_text() {
+        let (fields, version, lease) = plain(
+            r#"{"request_id":"x","lease_id":"","renewable":false,"lease_duration":0,"data":{"data":{
+            "a":"say \"hi\"\n","n":1.50,"list":[1, "two"],"none":null,"yes":true},
+            "metadata":{"version":3,"created_time":"t","destroyed":false}},"warnings":null,"auth":null}"#,
+        );
+        let expected =
+            [("a", "say \"hi\"\n"), ("list", "[1, \"two\"]"), ("n", "1.50"), ("none", "null"), ("yes", "true")];
+        assert_eq!(fields, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
+        assert_eq!((version.as_deref(), lease), (Some("3"), None));
+    }
+
+    #[test]
+    fn anything_else_is_taken_flat_with_its_lease() {
+        let (fields, version, lease) = plain(
+            r#"{"lease_id":"database/creds/app/1","lease_duration":3600,"data":{"username":"u","password":"p"}}"#,
+        );
+        assert_eq!(fields.len(), 2);
+        assert_eq!((version, lease), (None, Some(Duration::from_secs(3600))));
+        // KV v1 has a duration, but no lease: it does not end.
+        let (_, _, lease) = plain(r#"{"lease_id":"","lease_duration":2764800,"data":{"data":"x","metadata":"y"}}"#);
+        assert_eq!(lease, None);
+    }
+
+    #[test]
+    fn problems_are_told_apart_and_quote_nothing() {
+        let deleted = r#"{"data":{"data":null,"metadata":{"version":2,"deletion_time":"2026-01-01"}}}"#;
+        assert_eq!(parse(deleted.as_bytes()).map(drop), Err(Problem::Deleted { version: 2 }));
+        assert_eq!(parse(br#"{"data":null}"#).map(drop), Err(Problem::NoData));
+        let broken = parse(br#"{"data":"hunter2"}"#).map(drop).unwrap_err().to_string();
+        assert!(!broken.contains("hunter2") && broken.contains("column"), "{broken}");
+    }
+}

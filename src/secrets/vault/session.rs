@@ -1,0 +1,203 @@
+//! The login: one token for all items of a provider, renewed before it ends, replaced when it is dead.
+//!
+//! Invariants: at most one login is under way; after a failed login the next waits out a growing pause, whoever asks; a token that
+//! is replaced is wiped when the last request that carries it is done. A token is told dead from a path denied by `lookup-self`, which
+//! the server's default policy allows to every token; where it is not allowed, only the end of its life makes a token dead.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, MutexGuard, Notify};
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::secret::Secret;
+
+use super::super::context::Context;
+use super::super::schedule::{BACKOFF_CAP, SHORT_BACKOFF_CAP, backoff_in, chance, renew_in};
+use super::super::source::{FailureKind, FetchError};
+use super::auth::{AuthMethod, Grant};
+use super::transport::{Request, Transport};
+
+pub(super) struct Session {
+    provider: String,
+    transport: Arc<Transport>,
+    method: Box<dyn AuthMethod>,
+    context: Arc<Context>,
+    state: Mutex<State>,
+    /// Rung after each login, for the renewal to plan anew.
+    logged_in: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    token: Option<Arc<Token>>,
+    logins: u64,
+    failures: u32,
+    /// The last failed login, and until when it stands for an answer.
+    blocked: Option<(FetchError, Instant)>,
+    /// A token fresh from a login was refused a lookup of itself: a refusal tells nothing.
+    lookup_refused: bool,
+}
+
+pub(super) struct Token {
+    pub secret: Secret,
+    /// Which login it came from.
+    login: u64,
+    /// `None`: it does not end.
+    ends: Option<Instant>,
+    /// What it lived for when it was new.
+    ttl: Option<Duration>,
+    renewable: bool,
+}
+
+impl Session {
+    pub fn new(provider: &str, transport: Arc<Transport>, method: Box<dyn AuthMethod>, context: Arc<Context>) -> Self {
+        let (state, logged_in) = (Mutex::default(), Notify::new());
+        Self { provider: provider.to_owned(), transport, method, context, state, logged_in }
+    }
+
+    /// The token to use now, from a login if need be.
+    pub async fn token(&self) -> Result<Arc<Token>, FetchError> {
+        let mut state = self.state.lock().await;
+        match &state.token {
+            Some(token) if token.ends.is_none_or(|end| end > Instant::now()) => Ok(token.clone()),
+            _ => self.login(&mut state).await,
+        }
+    }
+
+    /// A token to try once more with after `denied` refused `used`; or that refusal, if the token was not at fault.
+    pub async fn renew_dead(&self, used: Arc<Token>, denied: FetchError) -> Result<Arc<Token>, FetchError> {
+        let mut state = self.state.lock().await;
+        match &state.token {
+            Some(current) if current.login != used.login => return Ok(current.clone()),
+            Some(_) if state.lookup_refused || self.is_alive(&used).await? => return Err(denied),
+            _ => {}
+        }
+        state.token = None;
+        let token = self.login(&mut state).await?;
+        state.lookup_refused = !self.is_alive(&token).await?;
+        Ok(token)
+    }
+
+    async fn is_alive(&self, token: &Token) -> Result<bool, FetchError> {
+        let lookup = self.transport.call(Request::LookupSelf, Some(&token.secret), vaultrs::token::lookup_self).await;
+        match lookup {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind == FailureKind::Login => Ok(false),
+            // It answered, so the token is alive, though the answer has a field that nobody expected.
+            Err(error) if error.kind == FailureKind::Malformed => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn login(&self, state: &mut MutexGuard<'_, State>) -> Result<Arc<Token>, FetchError> {
+        if let Some((error, until)) = &state.blocked
+            && *until > Instant::now()
+        {
+            return Err(error.clone());
+        }
+        let outcome = self.method.login(&self.transport).await.and_then(|grant| self.on_record(grant));
+        match outcome {
+            Ok(grant) => {
+                state.logins += 1;
+                state.failures = 0;
+                state.blocked = None;
+                let token = Arc::new(Token::new(grant, state.logins));
+                state.token = Some(token.clone());
+                self.logged_in.notify_one();
+                Ok(token)
+            }
+            // The probes of the provider pace what comes after an outage.
+            Err(error) if error.kind.is_outage() => Err(error),
+            Err(error) => {
+                self.context.login_failed(&self.provider, self.method.name(), &error);
+                state.failures += 1;
+                let cap = if error.kind == FailureKind::Standby { SHORT_BACKOFF_CAP } else { BACKOFF_CAP };
+                state.blocked = Some((error.clone(), Instant::now() + backoff_in(state.failures, cap, chance())));
+                Err(error)
+            }
+        }
+    }
+
+    fn on_record(&self, grant: Grant) -> Result<Grant, FetchError> {
+        self.context
+            .logged_in(&self.provider, self.method.name())
+            .map_err(|refused| FetchError::new(FailureKind::Unaudited, format!("the login is not used: {refused}")))?;
+        Ok(grant)
+    }
+
+    /// Never ends: renews the token when two thirds of its life are over, and logs in again when it cannot be renewed.
+    pub async fn tend(&self) {
+        loop {
+            let due = self.state.lock().await.token.as_ref().and_then(|token| token.due());
+            let logged_in = self.logged_in.notified();
+            match due {
+                None => logged_in.await,
+                Some(due) => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(due) => self.prolong().await,
+                        () = logged_in => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Renews, or logs in if that is refused or pointless, and tries until one of them works.
+    async fn prolong(&self) {
+        let mut failures = 0;
+        loop {
+            let Some(token) = self.state.lock().await.token.clone() else { return };
+            let error = match self.renewed(&token).await {
+                Ok(Some(renewed)) => {
+                    let mut state = self.state.lock().await;
+                    if state.token.as_ref().is_some_and(|current| current.login == renewed.login) {
+                        state.token = Some(Arc::new(renewed));
+                    }
+                    return;
+                }
+                Ok(None) => match self.login(&mut self.state.lock().await).await {
+                    Ok(_) => return,
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            failures += 1;
+            warn!(provider = self.provider, %error, "token not renewed");
+            tokio::time::sleep(backoff_in(failures, BACKOFF_CAP, chance())).await;
+        }
+    }
+
+    /// `None`: this token is not worth renewing, or cannot be; a new one is needed.
+    async fn renewed(&self, token: &Token) -> Result<Option<Token>, FetchError> {
+        if !token.renewable {
+            return Ok(None);
+        }
+        let renew = async |client: &_| vaultrs::token::renew_self(client, None).await;
+        let info = match self.transport.call(Request::RenewSelf, Some(&token.secret), renew).await {
+            Ok(info) => info,
+            Err(error) if error.kind == FailureKind::Login => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let (grant, full) = (Grant::from(info), token.ttl.unwrap_or_default());
+        // Near its maximum life a renewal gives less and less.
+        if grant.ttl.is_some_and(|ttl| ttl < full / 3) {
+            return Ok(None);
+        }
+        Ok(Some(Token { ttl: token.ttl, ..Token::new(grant, token.login) }))
+    }
+}
+
+impl Token {
+    fn new(grant: Grant, login: u64) -> Self {
+        let ends = grant.ttl.and_then(|ttl| Instant::now().checked_add(ttl));
+        Self { secret: grant.token, login, ends, ttl: grant.ttl, renewable: grant.renewable }
+    }
+
+    /// When it is to be renewed.
+    fn due(&self) -> Option<Instant> {
+        let left = self.ends?.saturating_duration_since(Instant::now());
+        Some(Instant::now() + renew_in(left, chance()))
+    }
+}

@@ -1,0 +1,206 @@
+//! Requests to one server, bounded in number, time and size; and every way that they fail, in words.
+//!
+//! Login, lookup and renewal go through vaultrs, over this module's own HTTP client; reads are made here, because vaultrs gives no
+//! bound on a body and drops the lease. The HTTP client lives for half a second and then makes way for a new one: an HTTP/1.1
+//! connection keeps its read buffer, with old answers in it, for as long as it is open.
+//! Invariants: no redirect is followed and no proxy used; a token is in plain memory only while a request is under way.
+
+mod failure;
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+use reqwest::redirect::Policy;
+use tokio::sync::Semaphore;
+use url::Url;
+use vaultrs::api::EndpointMiddleware;
+use vaultrs::client::{VaultClient, VaultClientSettings};
+use zeroize::Zeroizing;
+
+use crate::secret::Secret;
+
+use super::super::settings::VaultSettings;
+use super::super::source::{FailureKind, FetchError};
+use super::tls;
+
+pub(super) use failure::Request;
+
+pub(super) struct Transport {
+    base: Url,
+    /// Scheme, host and port, for messages.
+    address: String,
+    namespace: Option<String>,
+    timeout: Duration,
+    tls: rustls::ClientConfig,
+    client: Mutex<Option<(reqwest::Client, Instant)>>,
+    /// Bounds the requests under way, and so the connections.
+    permits: Semaphore,
+}
+
+impl Transport {
+    pub fn build(settings: &VaultSettings) -> Result<Self, String> {
+        let tls = match settings.address.scheme() {
+            "https" => tls::client_config(settings.ca_file.as_deref())?,
+            _ => tls::unused()?,
+        };
+        let transport = Self {
+            base: settings.address.clone(),
+            address: settings.address.origin().ascii_serialization(),
+            namespace: settings.namespace.clone(),
+            timeout: settings.timeout,
+            tls,
+            client: Mutex::new(None),
+            permits: Semaphore::new(REQUESTS_AT_ONCE),
+        };
+        transport.new_client().map_err(|error| format!("setting up the HTTP client: {error}"))?;
+        Ok(transport)
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// `GET /v1/PATH` with the token; the body, if the server answered with success.
+    pub async fn read(&self, path: &str, token: &Secret) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+        let mut header = HeaderValue::from_bytes(token.expose()).map_err(|_| {
+            FetchError::new(FailureKind::Login, "the token has characters that a header must not have".to_owned())
+        })?;
+        header.set_sensitive(true);
+        let _permit = self.permit().await;
+        let mut request = self.client(path)?.get(self.url(path)?).header("X-Vault-Token", header);
+        if let Some(namespace) = &self.namespace {
+            request = request.header("X-Vault-Namespace", namespace);
+        }
+        let request = request.header("X-Vault-Request", "true");
+        let mut response = request.send().await.map_err(|error| self.transport_failure(Request::Read(path), &error))?;
+        let status = response.status().as_u16();
+        let retry_after = response.headers().get(http::header::RETRY_AFTER).cloned();
+        let body = self.body(path, &mut response).await?;
+        if status == 200 {
+            return Ok(body);
+        }
+        Err(self.status_failure(Request::Read(path), status, &failure::errors_in(&body), retry_after.as_ref()))
+    }
+
+    /// Asks the one endpoint that needs no token whether the server is there and unsealed; a standby will do.
+    pub async fn probe(&self) -> Result<(), FetchError> {
+        let request = self.client(HEALTH)?.get(self.url(HEALTH)?).timeout(self.timeout.min(PROBE_TIMEOUT));
+        let response = request.send().await.map_err(|error| self.transport_failure(Request::Probe, &error))?;
+        match response.status().as_u16() {
+            501 | 503 => Err(self.status_failure(Request::Probe, 503, &["sealed".to_owned()], None)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs one call of vaultrs with a client that carries `token` and is gone afterwards.
+    pub async fn call<T, F>(&self, request: Request<'_>, token: Option<&Secret>, call: F) -> Result<T, FetchError>
+    where
+        F: AsyncFnOnce(&VaultClient) -> Result<T, vaultrs::error::ClientError>,
+    {
+        let token = match token.map(Secret::expose_str) {
+            None => "",
+            Some(Some(token)) if HeaderValue::from_str(token).is_ok() => token,
+            Some(_) => {
+                let message = "the token has characters that a header must not have";
+                return Err(FetchError::new(FailureKind::Login, message));
+            }
+        };
+        let client = self.vault_client(request.what(), token)?;
+        let _permit = self.permit().await;
+        call(&client).await.map_err(|error| self.vaultrs_failure(request, &error))
+    }
+
+    /// Every field is set here: the builder would take `VAULT_SKIP_VERIFY`, `VAULT_TOKEN` and more from the environment.
+    fn vault_client(&self, what: &str, token: &str) -> Result<VaultClient, FetchError> {
+        Ok(VaultClient {
+            http: rustify::clients::reqwest::Client::new(self.base.as_str(), self.client(what)?),
+            middle: EndpointMiddleware {
+                token: token.to_owned(),
+                version: "v1".to_owned(),
+                wrap: None,
+                namespace: self.namespace.clone(),
+            },
+            settings: VaultClientSettings {
+                address: self.base.clone(),
+                ca_certs: Vec::new(),
+                identity: None,
+                timeout: Some(self.timeout),
+                token: String::new(),
+                verify: true,
+                version: 1,
+                wrapping: false,
+                namespace: self.namespace.clone(),
+                proxy: None,
+            },
+        })
+    }
+
+    async fn permit(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        // The semaphore is never closed, so there is always a permit in the end.
+        self.permits.acquire().await.ok()
+    }
+
+    fn url(&self, path: &str) -> Result<Url, FetchError> {
+        let mut url = self.base.clone();
+        url.path_segments_mut()
+            .map_err(|()| FetchError::new(FailureKind::Malformed, format!("{} cannot have a path", self.address)))?
+            .pop_if_empty()
+            .push("v1")
+            .extend(path.split('/').filter(|segment| !segment.is_empty()));
+        Ok(url)
+    }
+
+    /// Reads a body of at most `LARGEST` bytes.
+    async fn body(&self, path: &str, response: &mut reqwest::Response) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+        let announced = response.content_length().unwrap_or(0).min(LARGEST as u64);
+        let mut body = Zeroizing::new(Vec::with_capacity(announced as usize));
+        loop {
+            let chunk = response.chunk().await.map_err(|error| self.transport_failure(Request::Read(path), &error))?;
+            let Some(chunk) = chunk else { return Ok(body) };
+            if body.len() + chunk.len() > LARGEST {
+                let message = format!("{} answered for {path} with more than {LARGEST} bytes", self.address);
+                return Err(FetchError::new(FailureKind::Malformed, message));
+            }
+            body.extend_from_slice(&chunk);
+        }
+    }
+
+    /// The HTTP client of this half second.
+    fn client(&self, what: &str) -> Result<reqwest::Client, FetchError> {
+        let mut slot = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((client, since)) = &*slot
+            && since.elapsed() < CLIENT_LIFE
+        {
+            return Ok(client.clone());
+        }
+        let client = self.new_client().map_err(|error| {
+            FetchError::new(FailureKind::Unreachable, format!("{what}: setting up the HTTP client: {error}"))
+        })?;
+        *slot = Some((client.clone(), Instant::now()));
+        Ok(client)
+    }
+
+    fn new_client(&self) -> reqwest::Result<reqwest::Client> {
+        reqwest::Client::builder()
+            .tls_backend_preconfigured(self.tls.clone())
+            .http1_only()
+            .redirect(Policy::none())
+            .no_proxy()
+            .referer(false)
+            .connect_timeout(self.timeout.min(CONNECT_TIMEOUT))
+            .timeout(self.timeout)
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(REQUESTS_AT_ONCE)
+            .user_agent(concat!("mcpeg/", env!("CARGO_PKG_VERSION")))
+            .build()
+    }
+}
+
+const HEALTH: &str = "sys/health";
+const REQUESTS_AT_ONCE: usize = 2;
+const LARGEST: usize = 1024 * 1024;
+const IDLE: Duration = Duration::from_millis(100);
+const CLIENT_LIFE: Duration = Duration::from_millis(500);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
