@@ -174,6 +174,3 @@ pub fn part(exports: Arc<Exports>, reader: SharedReader, times: ExportTimes) -> 
         Ok(())
     })
 }
-
-#[cfg(test)]
-mod tests;
