@@ -1,3 +1,215 @@
-//! (head)
+//! Telemetry: the own log, audit, metrics, traces, and their export by OpenTelemetry.
+//!
+//! Owns the tracing subscriber, the SDK's providers, the audit file and everything that travels to the collector. Knows nothing of what
+//! the other domains do: they record through `ports::AuditLog`, measure through the `Meter`, and make spans with `tracing`.
+//!
+//! A failing collector or disk is a condition here, never an error of somebody's request, except with `audit.required`.
 
+mod audit;
+mod error;
+mod log;
+mod metrics;
+mod otlp;
+mod process;
+mod prometheus;
+mod reader;
 pub mod settings;
+pub mod spool;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Meter, MeterProvider};
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use serde_json::json;
+
+use crate::lifecycle::Part;
+use crate::ports::{AuditEvent, AuditLog, AuditRefused, Condition, MetricsText, SecretReader, StatusReport};
+
+use audit::{AuditTrail, StagedAudit};
+pub use error::TelemetryError;
+use log::LogControl;
+use metrics::{ExportTimes, Tallies};
+use otlp::{Exports, Plan, Ratio, SecretSlot};
+use reader::SharedReader;
+use settings::TelemetrySettings;
+
+/// Opens the audit file and makes the providers. Installs nothing global, connects to nothing.
+pub fn build(settings: TelemetrySettings) -> Result<(TelemetryHandle, Vec<Part>), TelemetryError> {
+    let started = Instant::now();
+    let tallies = Arc::new(Tallies::default());
+    let secrets = Arc::new(SecretSlot::default());
+    let resource = resource(&settings);
+    let plan = settings.otlp.clone().map(|otlp| Plan::new(otlp, secrets.clone())).transpose()?;
+    let audit = Arc::new(AuditTrail::open(settings.audit.clone(), tallies.clone())?);
+    let interval = settings.metrics.as_ref().map(|metrics| metrics.interval);
+    let exports = Arc::new(Exports::new(plan, interval, resource.clone(), run_id(), tallies.clone()));
+
+    let reader = SharedReader::new();
+    let meters = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(reader.clone()).build();
+    let meter = meters.meter(METER);
+    let queues = exports.clone();
+    metrics::observe_tallies(&meter, &tallies, move |signal| queues.waiting(signal));
+    metrics::observe_process(&meter, started);
+
+    let ratio = Ratio::new(sample_ratio(&settings));
+    let tracers = otlp::provider(&exports.spans, resource, &ratio);
+    let parts =
+        vec![otlp::part(exports.clone(), reader.clone(), ExportTimes::new(&meter)), audit::keeper::part(audit.clone())];
+    let log = LogControl::new(&settings.log, traces_are_on(&settings));
+    let shared =
+        Shared { log, audit, exports, reader, meters, tracers, ratio, secrets, settings: Mutex::new(settings) };
+    Ok((TelemetryHandle(Arc::new(shared)), parts))
+}
+
+/// What the rest of the process holds of telemetry.
+#[derive(Clone)]
+pub struct TelemetryHandle(Arc<Shared>);
+
+struct Shared {
+    log: Arc<LogControl>,
+    audit: Arc<AuditTrail>,
+    exports: Arc<Exports>,
+    reader: SharedReader,
+    meters: SdkMeterProvider,
+    tracers: SdkTracerProvider,
+    ratio: Ratio,
+    secrets: Arc<SecretSlot>,
+    settings: Mutex<TelemetrySettings>,
+}
+
+/// Changed settings with everything opened that they need; dropped, nothing has changed.
+#[must_use = "nothing changes until it is committed"]
+pub struct Staged {
+    shared: Arc<Shared>,
+    settings: TelemetrySettings,
+    /// `None`: the way to the collector stays as it is.
+    plan: Option<Option<Plan>>,
+    audit: StagedAudit,
+}
+
+impl TelemetryHandle {
+    /// The one meter of the process.
+    pub fn meter(&self) -> Meter {
+        self.0.meters.meter(METER)
+    }
+
+    /// Makes the own log the process's tracing subscriber. Once in a process.
+    pub fn install_logging(&self) -> Result<(), TelemetryError> {
+        self.0.log.install(self.0.tracers.tracer(METER))
+    }
+
+    /// Says where the secrets are that OTLP headers refer to. Until then exports that need them wait.
+    pub fn attach_secrets(&self, secrets: Arc<dyn SecretReader>) {
+        self.0.secrets.attach(secrets);
+    }
+
+    /// Prepares other settings. Everything can change while the process runs, except `telemetry.resource`.
+    pub fn stage(&self, settings: TelemetrySettings) -> Result<Staged, TelemetryError> {
+        let (same_resource, same_otlp) = {
+            let current = self.0.settings.lock().unwrap_or_else(PoisonError::into_inner);
+            (current.resource == settings.resource, current.otlp == settings.otlp)
+        };
+        if !same_resource {
+            return Err(TelemetryError::NeedsRestart { what: "telemetry.resource" });
+        }
+        let plan = if same_otlp && !trusts_a_file(&settings) {
+            None
+        } else {
+            Some(settings.otlp.clone().map(|otlp| Plan::new(otlp, self.0.secrets.clone())).transpose()?)
+        };
+        let audit = self.0.audit.stage(settings.audit.clone())?;
+        Ok(Staged { shared: self.0.clone(), settings, plan, audit })
+    }
+}
+
+impl Staged {
+    /// Puts the settings in force. Cannot fail.
+    pub fn commit(self) {
+        let Self { shared, settings, plan, audit } = self;
+        shared.audit.commit(audit);
+        shared.ratio.set(sample_ratio(&settings));
+        shared.log.change(&settings.log, traces_are_on(&settings));
+        let interval = settings.metrics.as_ref().map(|metrics| metrics.interval);
+        match plan {
+            Some(plan) => shared.exports.change(plan, interval),
+            None => shared.exports.change_interval(interval),
+        }
+        *shared.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+}
+
+impl AuditLog for TelemetryHandle {
+    fn record(&self, event: AuditEvent) -> Result<(), AuditRefused> {
+        let seq = self.0.audit.record(&event)?;
+        self.0.exports.audit(&event, seq);
+        Ok(())
+    }
+}
+
+impl MetricsText for TelemetryHandle {
+    fn prometheus(&self) -> String {
+        match self.0.reader.now() {
+            Ok(metrics) => prometheus::render(&metrics),
+            Err(error) => {
+                tracing::error!(%error, "metrics could not be collected");
+                String::new()
+            }
+        }
+    }
+}
+
+impl StatusReport for TelemetryHandle {
+    fn section(&self) -> &'static str {
+        "telemetry"
+    }
+
+    fn conditions(&self) -> Vec<Condition> {
+        self.0.exports.condition().into_iter().chain([self.0.audit.condition()]).collect()
+    }
+
+    fn detail(&self) -> serde_json::Value {
+        let traces = traces_are_on(&self.0.settings.lock().unwrap_or_else(PoisonError::into_inner));
+        json!({ "otlp": self.0.exports.detail(), "traces": traces, "audit": self.0.audit.detail() })
+    }
+}
+
+/// `OTEL_RESOURCE_ATTRIBUTES`, then the configuration, which wins.
+fn resource(settings: &TelemetrySettings) -> Resource {
+    let configured = settings.resource.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
+    Resource::builder_empty()
+        .with_detector(Box::new(TelemetryResourceDetector))
+        .with_detector(Box::new(EnvResourceDetector::new()))
+        .with_attributes(configured)
+        .build()
+}
+
+/// Spans without a collector would be made for nobody.
+fn traces_are_on(settings: &TelemetrySettings) -> bool {
+    settings.traces.is_some() && settings.otlp.is_some()
+}
+
+fn sample_ratio(settings: &TelemetrySettings) -> f64 {
+    settings.traces.as_ref().map_or(0.0, |traces| traces.sample_ratio)
+}
+
+/// The file's content may have changed though its name did not.
+fn trusts_a_file(settings: &TelemetrySettings) -> bool {
+    settings.otlp.as_ref().is_some_and(|otlp| otlp.ca_file.is_some())
+}
+
+/// Start time and process id: different for each run on one machine.
+fn run_id() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{:x}.{:x}", since.as_micros(), std::process::id())
+}
+
+const METER: &str = "mcpeg";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,217 @@
+//! The server behind the admin sockets: accepts, bounds, hands each request to `routes`, and runs reloads.
+//!
+//! Each socket has its own limit of connections, so that one cannot starve the other. A connection over TCP ends after one request,
+//! because its buffers have held the token. A panic in one request is a 500 and a line in the log; the server goes on.
+
+use std::convert::Infallible;
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use http::{Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::rt::{Read, Write};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, error, warn};
+
+use crate::lifecycle::{PartError, Shutdown};
+use crate::ports::ReloadOutcome;
+
+use super::bind::Listeners;
+use super::metrics::AdminMetrics;
+use super::routes::{self, Answer, Route};
+use super::{Surface, access};
+
+/// Which socket a request came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    Unix,
+    Tcp,
+}
+
+/// What every connection needs.
+pub struct Shared {
+    pub surface: Surface,
+    pub listeners: watch::Sender<Listeners>,
+    pub metrics: AdminMetrics,
+    /// Reloads that were asked for; each gets its outcome back.
+    pub reloads: mpsc::Sender<oneshot::Sender<ReloadOutcome>>,
+}
+
+pub struct Server {
+    shared: Arc<Shared>,
+    reloads: mpsc::Receiver<oneshot::Sender<ReloadOutcome>>,
+    unix_limit: Arc<Semaphore>,
+    tcp_limit: Arc<Semaphore>,
+    tasks: JoinSet<()>,
+}
+
+/// The sockets of the moment, as the runtime sees them.
+struct Accepting {
+    unix: Option<UnixListener>,
+    tcp: Option<TcpListener>,
+}
+
+enum Accepted {
+    Unix(UnixStream, OwnedSemaphorePermit),
+    Tcp(TcpStream, OwnedSemaphorePermit),
+}
+
+impl Server {
+    pub fn new(shared: Arc<Shared>, reloads: mpsc::Receiver<oneshot::Sender<ReloadOutcome>>) -> Self {
+        let limit = || Arc::new(Semaphore::new(MAX_CONNECTIONS_EACH));
+        Self { shared, reloads, unix_limit: limit(), tcp_limit: limit(), tasks: JoinSet::new() }
+    }
+
+    pub async fn run(mut self, mut shutdown: Shutdown) -> Result<(), PartError> {
+        let mut changes = self.shared.listeners.subscribe();
+        let mut accepting = Accepting::of(&changes.borrow_and_update())?;
+        loop {
+            tokio::select! {
+                accepted = accepting.next(&self.unix_limit, &self.tcp_limit) => self.take(accepted, &shutdown).await,
+                // The sender lives in `shared`.
+                _ = changes.changed() => match Accepting::of(&changes.borrow_and_update()) {
+                    Ok(new) => accepting = new,
+                    Err(error) => error!(%error, "the new admin sockets cannot be used, the old ones stay"),
+                },
+                Some(reply) = self.reloads.recv() => self.reload(reply),
+                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => report(ended),
+                () = shutdown.requested() => break,
+            }
+        }
+        drop(accepting);
+        // Connections see the same request to stop; what is not over in time is dropped.
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        let _ = timeout(DRAIN_WITHIN, ended).await;
+        self.shared.listeners.send_replace(Listeners::default());
+        Ok(())
+    }
+
+    async fn take(&mut self, accepted: io::Result<Accepted>, shutdown: &Shutdown) {
+        match accepted {
+            Ok(Accepted::Unix(stream, permit)) => {
+                if access::peer_may_ask(&stream) {
+                    self.tasks.spawn(serve(
+                        TokioIo::new(stream),
+                        Door::Unix,
+                        permit,
+                        self.shared.clone(),
+                        shutdown.clone(),
+                    ));
+                } else {
+                    warn!("a process of another user was turned away from the admin socket");
+                }
+            }
+            Ok(Accepted::Tcp(stream, permit)) => {
+                self.tasks.spawn(serve(TokioIo::new(stream), Door::Tcp, permit, self.shared.clone(), shutdown.clone()));
+            }
+            Err(error) => {
+                warn!(%error, "accepting an admin connection failed");
+                sleep(AFTER_FAILED_ACCEPT).await;
+            }
+        }
+    }
+
+    fn reload(&mut self, reply: oneshot::Sender<ReloadOutcome>) {
+        let shared = self.shared.clone();
+        self.tasks.spawn(async move {
+            let outcome = shared.surface.reload.reload().await;
+            // The client may have gone; the outcome is in the log as well.
+            let _ = reply.send(outcome);
+        });
+    }
+}
+
+impl Accepting {
+    fn of(listeners: &Listeners) -> io::Result<Self> {
+        Ok(Self {
+            unix: listeners.unix.as_ref().map(|socket| socket.to_async()).transpose()?,
+            tcp: listeners.tcp.as_ref().map(|socket| socket.to_async()).transpose()?,
+        })
+    }
+
+    async fn next(&self, unix_limit: &Arc<Semaphore>, tcp_limit: &Arc<Semaphore>) -> io::Result<Accepted> {
+        let unix = async {
+            let Some(listener) = &self.unix else { return std::future::pending().await };
+            let permit = unix_limit.clone().acquire_owned().await.map_err(io::Error::other)?;
+            Ok(Accepted::Unix(listener.accept().await?.0, permit))
+        };
+        let tcp = async {
+            let Some(listener) = &self.tcp else { return std::future::pending().await };
+            let permit = tcp_limit.clone().acquire_owned().await.map_err(io::Error::other)?;
+            Ok(Accepted::Tcp(listener.accept().await?.0, permit))
+        };
+        tokio::select! {
+            accepted = unix => accepted,
+            accepted = tcp => accepted,
+        }
+    }
+}
+
+/// Serves one connection to its end. The permit is held as long.
+async fn serve<I>(io: I, door: Door, permit: OwnedSemaphorePermit, shared: Arc<Shared>, mut shutdown: Shutdown)
+where
+    I: Read + Write + Unpin + Send,
+{
+    let service = service_fn(|request: Request<Incoming>| {
+        let shared = shared.clone();
+        async move { Ok::<_, Infallible>(respond(&shared, door, request).await) }
+    });
+    let mut server = http1::Builder::new();
+    server
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_WITHIN)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .keep_alive(door == Door::Unix);
+    let mut connection = pin!(server.serve_connection(io, service));
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = shutdown.requested() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, ?door, "an admin connection ended early");
+    }
+    drop(permit);
+}
+
+async fn respond(shared: &Shared, door: Door, request: Request<Incoming>) -> Answer {
+    let (parts, _) = request.into_parts();
+    let route = Route::of(parts.uri.path());
+    let answer = AssertUnwindSafe(routes::answer(shared, door, &parts)).catch_unwind().await;
+    let answer = answer.unwrap_or_else(|_| {
+        error!(route = route.as_str(), "answering an admin request panicked");
+        routes::error(StatusCode::INTERNAL_SERVER_ERROR, "a bug in mcpeg: the request failed, see the log")
+    });
+    shared.metrics.answered(route.as_str(), answer.status().as_u16());
+    answer
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        error!(%error, "a task of the admin server failed");
+    }
+}
+
+/// How long a request waits for its reload.
+pub const WAIT_FOR_RELOAD: Duration = Duration::from_secs(60);
+/// Reloads that may wait for their turn.
+pub const MAX_WAITING_RELOADS: usize = 4;
+const MAX_CONNECTIONS_EACH: usize = 32;
+const MAX_HEADERS: usize = 64;
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+const HEADERS_WITHIN: Duration = Duration::from_secs(10);
+const DRAIN_WITHIN: Duration = Duration::from_secs(2);
+const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);

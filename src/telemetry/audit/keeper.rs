@@ -1,0 +1,133 @@
+//! The part that looks after the audit file: syncs it a few times a second, opens it anew after it was moved or removed (log rotation),
+//! and tries a file that failed. It stops with the storage stage, after everybody who records, and leaves the file synced.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{error, info, warn};
+
+use crate::lifecycle::{Part, Readiness, Shutdown, Stage};
+
+use super::file::AuditFile;
+use super::{AuditTrail, Failing};
+
+pub fn part(trail: Arc<AuditTrail>) -> Part {
+    Part::new("audit file", Stage::Storage, Readiness::immediate(), move |shutdown| async move {
+        keep(trail, shutdown).await;
+        Ok(())
+    })
+}
+
+async fn keep(trail: Arc<AuditTrail>, mut shutdown: Shutdown) {
+    let mut ticks = interval(SYNC_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut count = 0_u32;
+    loop {
+        let stop = tokio::select! {
+            _ = ticks.tick() => false,
+            () = shutdown.requested() => true,
+        };
+        count = count.wrapping_add(1);
+        let look = count.is_multiple_of(LOOK_EVERY);
+        if !trail.needs_care(look) && !stop {
+            continue;
+        }
+        let looked_after = trail.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            if look {
+                looked_after.follow_moved_file();
+                looked_after.try_again();
+            }
+            looked_after.sync_newest();
+        });
+        if let Err(panic) = work.await {
+            error!(error = %panic, "looking after the audit file failed");
+        }
+        if stop {
+            return;
+        }
+    }
+}
+
+impl AuditTrail {
+    /// Whether there is anything to do: cheap, so that an idle process does not keep a blocking thread awake.
+    fn needs_care(&self, look: bool) -> bool {
+        let state = self.lock();
+        let Some(file) = state.file.clone() else { return false };
+        let failing = state.failing.is_some();
+        drop(state);
+        file.is_dirty() || (look && (failing || !file.is_in_place()))
+    }
+
+    fn sync_newest(&self) {
+        let Some(file) = self.lock().file.clone() else { return };
+        if let Err(cause) = file.sync(file.newest()) {
+            self.note_failure(&cause.to_string(), "audit file: syncing failed");
+        }
+    }
+
+    /// Opens the path anew when it no longer leads to the open file.
+    fn follow_moved_file(&self) {
+        let Some(file) = self.lock().file.clone() else { return };
+        if file.is_in_place() || !is_ordinary(file.path()) {
+            return;
+        }
+        let path: PathBuf = file.path().to_owned();
+        match AuditFile::open(&path) {
+            Ok(new) => {
+                self.swap(&file, new);
+                if let Err(cause) = file.sync(file.newest()) {
+                    warn!(error = %cause, "audit file: syncing the moved file failed");
+                }
+                info!(path = %path.display(), "audit file was moved: a new one is open");
+            }
+            Err(error) => {
+                let mut state = self.lock();
+                if state.stray.is_none() {
+                    warn!(%error, "audit file was moved: events go to the moved one");
+                }
+                state.stray = Some(error.to_string());
+            }
+        }
+    }
+
+    /// Puts `new` in the place of `old`, unless a reload was faster.
+    fn swap(&self, old: &Arc<AuditFile>, new: AuditFile) {
+        let mut state = self.lock();
+        if state.file.as_ref().is_some_and(|file| Arc::ptr_eq(file, old)) {
+            state.seq = state.seq.max(new.last_seq);
+            state.file = Some(Arc::new(new));
+            state.stray = None;
+        }
+    }
+
+    /// A file that failed is tried, because nobody may come to record as long as it fails.
+    fn try_again(&self) {
+        let mut state = self.lock();
+        let Some(file) = state.file.clone().filter(|_| state.failing.is_some()) else { return };
+        if let Err(cause) = state.resume(&file)
+            && let Some(failing) = &mut state.failing
+        {
+            failing.reason = cause.to_string();
+        }
+    }
+
+    fn note_failure(&self, reason: &str, what: &'static str) {
+        let mut state = self.lock();
+        if state.failing.is_none() {
+            error!(error = reason, "{what}");
+            state.failing = Some(Failing { reason: reason.to_owned(), missing: 0 });
+        }
+    }
+}
+
+/// A device is never moved by a log rotation.
+fn is_ordinary(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).map_or(true, |found| found.is_file())
+}
+
+const SYNC_EVERY: Duration = Duration::from_millis(250);
+/// Every so many ticks the path is looked at: once a second.
+const LOOK_EVERY: u32 = 4;

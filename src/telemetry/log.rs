@@ -1,0 +1,230 @@
+//! The process's own log: to standard error, as text for a person or as JSON for a machine.
+//!
+//! Owns the tracing subscriber. One gate decides which events are shown, another which spans are made; both can be changed while the
+//! process runs. With traces off no span passes, so that a span's callsite costs one branch on a static.
+//! Crates that could print a credential (or chatter) are quiet whatever the level says.
+
+use std::io::{self, IsTerminal};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use opentelemetry_sdk::trace::SdkTracer;
+use tracing::level_filters::LevelFilter;
+use tracing::subscriber::Interest;
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::fmt::format::{Compact, Format, FormatEvent, FormatFields, Json, Writer};
+use tracing_subscriber::fmt::time::SystemTime;
+use tracing_subscriber::fmt::{self, FmtContext};
+use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{Layer, Registry};
+
+use super::error::TelemetryError;
+use super::settings::{LogFormat, LogLevel, LogSettings};
+
+/// What is shown and how; shared between the subscriber and whoever changes it.
+#[derive(Debug)]
+pub struct LogControl {
+    level: AtomicU8,
+    json: AtomicBool,
+    spans: AtomicBool,
+}
+
+impl LogControl {
+    pub fn new(log: &LogSettings, spans: bool) -> Arc<Self> {
+        let control = Self { level: AtomicU8::new(0), json: AtomicBool::new(false), spans: AtomicBool::new(false) };
+        control.store(log, spans);
+        Arc::new(control)
+    }
+
+    /// Changes what the subscriber lets through, from the next event on.
+    pub fn change(&self, log: &LogSettings, spans: bool) {
+        self.store(log, spans);
+        // Callsites remember whether anybody wants them; they must ask again.
+        tracing::callsite::rebuild_interest_cache();
+    }
+
+    /// Installs the global subscriber. Can be done once in a process.
+    pub fn install(self: &Arc<Self>, tracer: SdkTracer) -> Result<(), TelemetryError> {
+        let lines = fmt::layer()
+            .event_format(Lines::new(self.clone()))
+            .with_writer(io::stderr)
+            .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
+            .with_filter(EventGate(self.clone()));
+        let spans = tracing_opentelemetry::layer()
+            .with_tracer(tracer)
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false)
+            .with_tracked_inactivity(false)
+            .with_filter(SpanGate(self.clone()));
+        tracing::subscriber::set_global_default(Registry::default().with(lines).with(spans))
+            .map_err(|_| TelemetryError::LoggingInstalled)
+    }
+
+    fn store(&self, log: &LogSettings, spans: bool) {
+        self.level.store(log.level as u8, Ordering::Relaxed);
+        self.json.store(log.format == LogFormat::Json, Ordering::Relaxed);
+        self.spans.store(spans, Ordering::Relaxed);
+    }
+
+    fn level(&self) -> LevelFilter {
+        LEVELS.get(usize::from(self.level.load(Ordering::Relaxed))).copied().unwrap_or(LevelFilter::INFO)
+    }
+
+    fn shows(&self, event: &Metadata<'_>) -> bool {
+        let level = match QUIET.iter().find(|(target, _)| is_within(event.target(), target)) {
+            Some((_, most)) => self.level().min(*most),
+            None if is_within(event.target(), OWN) => self.level(),
+            None => self.level().min(LevelFilter::WARN),
+        };
+        *event.level() <= level
+    }
+}
+
+/// Lets the events through that the log shows.
+struct EventGate(Arc<LogControl>);
+
+impl EventGate {
+    fn passes(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && self.0.shows(metadata)
+    }
+}
+
+impl<S> Filter<S> for EventGate {
+    fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        self.passes(metadata)
+    }
+
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.passes(metadata) { Interest::always() } else { Interest::never() }
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.0.level())
+    }
+}
+
+/// Lets the spans of MCP requests through while traces are on.
+struct SpanGate(Arc<LogControl>);
+
+impl SpanGate {
+    fn passes(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_span() && self.0.spans.load(Ordering::Relaxed) && is_within(metadata.target(), TRACED)
+    }
+}
+
+impl<S> Filter<S> for SpanGate {
+    fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        self.passes(metadata)
+    }
+
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.passes(metadata) { Interest::always() } else { Interest::never() }
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(if self.0.spans.load(Ordering::Relaxed) { LevelFilter::TRACE } else { LevelFilter::OFF })
+    }
+}
+
+/// One event, one line, in the format of the moment.
+struct Lines {
+    control: Arc<LogControl>,
+    text: Format<Compact, SystemTime>,
+    json: Format<Json, SystemTime>,
+}
+
+impl Lines {
+    fn new(control: Arc<LogControl>) -> Self {
+        let json = fmt::format().json().flatten_event(true).with_current_span(false).with_span_list(false);
+        Self { control, text: fmt::format().compact(), json }
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'lookup> LookupSpan<'lookup>,
+    N: for<'writer> FormatFields<'writer> + 'static,
+{
+    fn format_event(&self, ctx: &FmtContext<'_, S, N>, writer: Writer<'_>, event: &Event<'_>) -> std::fmt::Result {
+        if self.control.json.load(Ordering::Relaxed) {
+            self.json.format_event(ctx, writer, event)
+        } else {
+            self.text.format_event(ctx, writer, event)
+        }
+    }
+}
+
+fn is_within(target: &str, parent: &str) -> bool {
+    target.strip_prefix(parent).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+}
+
+const OWN: &str = "mcpeg";
+/// Spans are made only below this target.
+const TRACED: &str = "mcpeg::mcp";
+/// Their messages hold paths of secrets or whole requests; their failures come back as errors, which mcpeg logs itself.
+const QUIET: &[(&str, LevelFilter)] = &[("vaultrs", LevelFilter::OFF), ("rustify", LevelFilter::OFF)];
+/// In the order of `LogLevel`.
+const LEVELS: [LevelFilter; 5] =
+    [LevelFilter::ERROR, LevelFilter::WARN, LevelFilter::INFO, LevelFilter::DEBUG, LevelFilter::TRACE];
+const _: () = assert!(LogLevel::Error as usize == 0 && LogLevel::Trace as usize == 4);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn captured(control: &Arc<LogControl>, speak: impl FnOnce()) -> String {
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let layer = fmt::layer()
+            .event_format(Lines::new(control.clone()))
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .with_filter(EventGate(control.clone()));
+        tracing::subscriber::with_default(Registry::default().with(layer), speak);
+        let bytes = buffer.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn level_and_format_change_while_running_and_other_crates_stay_quiet() {
+        let control = LogControl::new(&LogSettings { level: LogLevel::Info, format: LogFormat::Text }, false);
+        let text = captured(&control, || {
+            tracing::debug!(target: "mcpeg::secrets", "hidden");
+            tracing::info!(target: "mcpeg::secrets", secret = "weather", "renewed");
+            tracing::info!(target: "hyper::proto", "chatter");
+            tracing::error!(target: "vaultrs::client", "token in here");
+            control.change(&LogSettings { level: LogLevel::Debug, format: LogFormat::Json }, false);
+            tracing::debug!(target: "mcpeg::secrets", version = 2, "now shown");
+        });
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(lines[0].contains("INFO mcpeg::secrets: renewed secret=\"weather\""), "{text}");
+        let json: serde_json::Value = serde_json::from_str(lines[1]).unwrap();
+        assert_eq!((json["level"].as_str(), json["version"].as_u64()), (Some("DEBUG"), Some(2)));
+        assert_eq!(json["message"], "now shown");
+    }
+
+    #[test]
+    fn a_target_is_within_itself_and_its_parents_only() {
+        assert!(is_within("mcpeg::mcp", "mcpeg::mcp") && is_within("mcpeg::mcp::router", "mcpeg::mcp"));
+        assert!(!is_within("mcpeg::mcpx", "mcpeg::mcp") && !is_within("mcpeg", "mcpeg::mcp"));
+    }
+}
