@@ -34,7 +34,7 @@ run *ARGS:
 
 # Measure: latency, throughput, memory, size, start
 bench *ARGS:
-    cargo bench --locked {{ ARGS }}
+    cargo bench --locked --bench sidecar -- {{ ARGS }}
 
 # Write the generated reference of the configuration
 docs:

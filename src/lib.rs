@@ -1,7 +1,7 @@
 //! mcpeg, the sidecar beside an LLM agent.
 //!
 //! The map: `cli` reads the command line, `app` composes the domains (`secrets`, `render`, `mcp`, `telemetry`, `admin`), `supervisor`
-//! runs their parts. Domains import only leaves (`secret`, `memory`, `lifecycle`, `ports`); `config` imports the domains' checked
+//! runs their parts. Domains import only leaves (`secret`, `memory`, `lifecycle`, `ports`, `tls`); `config` imports the domains' checked
 //! settings. docs/ARCHITECTURE.md shows how a secret, a message and a record travel through them.
 
 #![deny(unsafe_code)]
@@ -17,3 +17,4 @@ pub mod secret;
 pub mod secrets;
 pub mod supervisor;
 pub mod telemetry;
+pub mod tls;

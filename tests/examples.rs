@@ -18,7 +18,8 @@ fn the_working_example_is_good_in_every_environment() {
 
 #[test]
 fn the_configurations_in_deploy_are_good() {
-    let files: Vec<PathBuf> = below(&root().join("deploy")).into_iter().filter(|file| file.ends_with("mcpeg.yaml")).collect();
+    let files: Vec<PathBuf> =
+        below(&root().join("deploy")).into_iter().filter(|file| file.ends_with("mcpeg.yaml")).collect();
     assert!(!files.is_empty());
     for file in files {
         let output = Command::new(PROGRAM).args(["check", "--config"]).arg(&file).output().unwrap();

@@ -76,19 +76,21 @@ async fn the_typescript_sdks_work_over_the_socket_and_through_connect() {
         let socket = sidecar.service_socket(service).display().to_string();
         let seen = sdk("mcp_modern_client", &[&ECHO[..], &["--era", "modern", "unix", &socket]].concat());
         assert_eq!((&seen["protocol"], &seen["failed"]), (&json!("2026-07-28"), &json!(0)), "{service}: {seen}");
-        let seen = sdk("mcp_modern_client", &[&ECHO[..], &["--era", "modern"], &connect(&sidecar, service)[..]].concat());
+        let seen =
+            sdk("mcp_modern_client", &[&ECHO[..], &["--era", "modern"], &connect(&sidecar, service)[..]].concat());
         assert_eq!(seen["failed"], 0, "{service}: {seen}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_reference_server_of_npm_works_and_the_aggregate_names_its_tools() {
-    let sidecar = sidecar(&[
-        ("everything", stdio(&peers::argv("mcp_server_everything"))),
-        ("child", stdio(&python_stdio())),
-    ]);
+    let sidecar =
+        sidecar(&[("everything", stdio(&peers::argv("mcp_server_everything"))), ("child", stdio(&python_stdio()))]);
     let all = sidecar.socket().display().to_string();
-    let seen = sdk("mcp_python_client", &["--era", "legacy", "--call", "child__echo", "--args", r#"{"text":"x"}"#, "unix", &all]);
+    let seen = sdk(
+        "mcp_python_client",
+        &["--era", "legacy", "--call", "child__echo", "--args", r#"{"text":"x"}"#, "unix", &all],
+    );
     let names: Vec<&str> = seen["tools"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
     assert!(names.contains(&"child__echo") && names.contains(&"everything__echo"), "{names:?}");
     assert!(names.iter().all(|name| name.starts_with("child__") || name.starts_with("everything__")), "{names:?}");
@@ -161,14 +163,18 @@ async fn a_crashed_child_answers_what_was_in_flight_and_the_session_lives_on() {
     let before = client.call("whoami", json!({})).await["result"]["structuredContent"]["pid"].clone();
     let crashed = client.call("crash", json!({})).await;
     let message = crashed["error"]["message"].as_str().unwrap_or_else(|| panic!("{crashed}"));
-    assert!(message.contains("child") && !(-32099..=-32020).contains(&crashed["error"]["code"].as_i64().unwrap()), "{crashed}");
+    assert!(
+        message.contains("child") && !(-32099..=-32020).contains(&crashed["error"]["code"].as_i64().unwrap()),
+        "{crashed}"
+    );
     let after = client.call("whoami", json!({})).await["result"]["structuredContent"]["pid"].clone();
     assert!(after.is_u64() && after != before, "{before} -> {after}");
     let pid = u32::try_from(after.as_u64().unwrap()).unwrap();
     crate::support::sidecar::signal_process(pid, libc::SIGKILL);
     let again = client.call("echo", json!({ "text": "still here" })).await;
     // Killed with nothing in flight: the next call meets the dead child, or already its successor.
-    let again = if again["error"].is_object() { client.call("echo", json!({ "text": "still here" })).await } else { again };
+    let again =
+        if again["error"].is_object() { client.call("echo", json!({ "text": "still here" })).await } else { again };
     assert!(again.to_string().contains("still here"), "{again}");
 }
 
@@ -245,7 +251,8 @@ async fn connect_says_what_is_wrong() {
     let output = sidecar.folder.mcpeg(&["connect", "nobody"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("there is no service `nobody`; there are: child"), "{said}");
-    let output = Command::new(PROGRAM).args(["connect", "--socket", "/none/mcpeg.sock"]).stdin(Stdio::null()).output().unwrap();
+    let output =
+        Command::new(PROGRAM).args(["connect", "--socket", "/none/mcpeg.sock"]).stdin(Stdio::null()).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("/none/mcpeg.sock"), "{output:?}");
 }
 

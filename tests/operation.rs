@@ -32,7 +32,9 @@ async fn it_says_where_it_listens_and_answers_probes() {
     let sidecar = Sidecar::start(small());
     for name in ["run/mcpeg.sock", "run/services/cat.sock", "run/admin.sock"] {
         assert!(sidecar.ready.contains(name), "{}", sidecar.ready);
-        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(sidecar.folder.path(name)).unwrap().permissions());
+        let mode = std::os::unix::fs::PermissionsExt::mode(
+            &std::fs::metadata(sidecar.folder.path(name)).unwrap().permissions(),
+        );
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
     assert_eq!(admin(&sidecar, "GET", "/livez"), 200);
@@ -52,7 +54,9 @@ async fn a_missing_secret_keeps_it_unready_and_status_says_why() {
     folder.write("keys.yaml", "other: 1\n");
     let (sidecar, lines) = Sidecar::spawn(folder, &[]);
     eventually(Duration::from_secs(10), "the admin socket answers", || async {
-        (sidecar.folder.mcpeg(&["status", "--json"]).status.code() == Some(1) && sidecar.folder.path("run/admin.sock").exists()).then_some(())
+        (sidecar.folder.mcpeg(&["status", "--json"]).status.code() == Some(1)
+            && sidecar.folder.path("run/admin.sock").exists())
+        .then_some(())
     })
     .await;
     assert_eq!(admin(&sidecar, "GET", "/readyz"), 503);
@@ -72,7 +76,10 @@ async fn a_changed_file_is_applied_and_a_bad_one_changes_nothing() {
     client.line().await.unwrap();
 
     sidecar.folder.write("second.yaml", "type: mcp\ncommand: [cat]\n");
-    let more = SMALL.replace("cat: { config_file: cat.yaml }", "cat: { config_file: cat.yaml }, second: { config_file: second.yaml }");
+    let more = SMALL.replace(
+        "cat: { config_file: cat.yaml }",
+        "cat: { config_file: cat.yaml }, second: { config_file: second.yaml }",
+    );
     sidecar.folder.write("mcpeg.yaml", &more);
     eventually(Duration::from_secs(5), "the second service has a socket", || async {
         sidecar.service_socket("second").exists().then_some(())

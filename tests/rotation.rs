@@ -39,9 +39,18 @@ audit: {{ path: audit.log }}
     Folder::new(&[
         ("mcpeg.yaml", &main),
         ("token", ROOT_TOKEN),
-        ("weather.yaml", &format!("type: mcp\nurl: {upstream}\nheaders: {{ X-Api-Key: \"${{secret.weather.key}}\" }}\n")),
-        ("local.yaml", &format!("type: mcp\ncommand: {server}\nenv: {{ MCPEG_TEST_TOKEN: \"${{secret.weather.token}}\" }}\n")),
-        ("app.j2", "token={{ secret.weather.token | json }}\nurl={{ secret.weather.token | urlencode }}\nb64={{ secret.weather.token | base64 }}\n"),
+        (
+            "weather.yaml",
+            &format!("type: mcp\nurl: {upstream}\nheaders: {{ X-Api-Key: \"${{secret.weather.key}}\" }}\n"),
+        ),
+        (
+            "local.yaml",
+            &format!("type: mcp\ncommand: {server}\nenv: {{ MCPEG_TEST_TOKEN: \"${{secret.weather.token}}\" }}\n"),
+        ),
+        (
+            "app.j2",
+            "token={{ secret.weather.token | json }}\nurl={{ secret.weather.token | urlencode }}\nb64={{ secret.weather.token | base64 }}\n",
+        ),
     ])
 }
 
@@ -87,7 +96,12 @@ async fn a_rotation_reaches_file_header_and_child_and_leaves_nothing_behind() {
     assert_eq!(rotated.len(), 1, "{rotated:?}");
     assert_eq!(rotated[0]["attributes"]["mcpeg.secret.item"], "weather");
     let (audit, log) = (sidecar.folder.read("audit.log"), sidecar.stderr());
-    assert!(!audit.contains("00000001") && !log.contains("00000001") && !audit.contains("00000002") && !log.contains("00000002"));
+    assert!(
+        !audit.contains("00000001")
+            && !log.contains("00000001")
+            && !audit.contains("00000002")
+            && !log.contains("00000002")
+    );
     assert!(sidecar.stop().await.success());
 }
 

@@ -48,7 +48,9 @@ async fn reaches(collector: &Collector, endpoint: &str, protocol: &str) {
     let mut client = Client::initialized(&sidecar.service_socket("child")).await;
     let trace = "0af7651916cd43dd8448eb211c80319c";
     let meta = json!({ "traceparent": format!("00-{trace}-b7ad6b7169203331-01") });
-    client.request("tools/call", json!({ "name": "echo", "arguments": { "text": "unseen-argument" }, "_meta": meta })).await;
+    client
+        .request("tools/call", json!({ "name": "echo", "arguments": { "text": "unseen-argument" }, "_meta": meta }))
+        .await;
     collector
         .prints(&[
             "service.name: Str(mcpeg)",
@@ -107,7 +109,8 @@ async fn the_audit_file_survives_sigkill_and_goes_on_counting() {
     })
     .await;
     let text = again.folder.read("audit.log");
-    let sequence: Vec<u64> = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["seq"].as_u64().unwrap()).collect();
+    let sequence: Vec<u64> =
+        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["seq"].as_u64().unwrap()).collect();
     assert!(sequence.windows(2).all(|pair| pair[1] == pair[0] + 1), "{sequence:?}");
 }
 
@@ -115,7 +118,10 @@ async fn the_audit_file_survives_sigkill_and_goes_on_counting() {
 async fn an_audit_file_that_cannot_be_written_refuses_the_call() {
     // Every write to /dev/full fails as on a full disk.
     let folder = Folder::new(&[
-        ("mcpeg.yaml", "version: \"1.0\"\nservices: { cat: { config_file: cat.yaml } }\naudit: { path: full.log, required: true }\n"),
+        (
+            "mcpeg.yaml",
+            "version: \"1.0\"\nservices: { cat: { config_file: cat.yaml } }\naudit: { path: full.log, required: true }\n",
+        ),
         ("cat.yaml", "type: mcp\ncommand: [cat]\n"),
     ]);
     std::os::unix::fs::symlink("/dev/full", folder.path("full.log")).unwrap();

@@ -98,5 +98,7 @@ impl Figures {
 }
 
 pub fn request(id: usize) -> String {
-    format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"tools/call\",\"params\":{{\"name\":\"echo\",\"arguments\":{{\"text\":\"a question of ordinary length, such as an agent would ask of a tool\",\"limit\":10}}}}}}\n")
+    format!(
+        "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"tools/call\",\"params\":{{\"name\":\"echo\",\"arguments\":{{\"text\":\"a question of ordinary length, such as an agent would ask of a tool\",\"limit\":10}}}}}}\n"
+    )
 }

@@ -23,5 +23,6 @@ fn id_of(line: &str) -> Option<&str> {
     Some(&rest[..rest.find([',', '}'])?])
 }
 
-const HELLO: &str = r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"echo","version":"1"}}"#;
+const HELLO: &str =
+    r#"{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"echo","version":"1"}}"#;
 const RESULT: &str = r#"{"content":[{"type":"text","text":"the same answer to every call, about as long as a short one is"}],"isError":false}"#;

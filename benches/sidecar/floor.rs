@@ -18,7 +18,8 @@ struct Envelope<'a> {
 }
 
 pub fn serve(socket: &Path) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let listener = UnixListener::bind(socket).expect("the socket's path is free");
         while let Ok((stream, _)) = listener.accept().await {

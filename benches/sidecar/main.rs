@@ -27,7 +27,10 @@ fn measure() {
     let scratch = Scratch::new();
     let myself = std::env::current_exe().expect("this program has a path");
     let upstream = [myself.display().to_string(), "echo-upstream".to_owned()];
-    println!("{CALLS} calls one at a time, {LOAD} calls with {IN_FLIGHT} in flight, after {WARM_UP} to warm up; message of {} bytes\n", client::request(1).len());
+    println!(
+        "{CALLS} calls one at a time, {LOAD} calls with {IN_FLIGHT} in flight, after {WARM_UP} to warm up; message of {} bytes\n",
+        client::request(1).len()
+    );
     println!("{:<28} {:>8} {:>8} {:>10} {:>10}", "", "p50 µs", "p99 µs", "calls/s", "CPU µs/call");
 
     let direct = {
@@ -48,7 +51,12 @@ fn measure() {
     let ours = run("mcpeg, audit and metrics", Pipe::connect(&folder.join("run/services/echo.sock")), sidecar.pid());
     let after = process::memory_of(sidecar.pid());
 
-    println!("\nadded to the upstream's own pipes: floor p50 {:+.1} µs, mcpeg p50 {:+.1} µs, p99 {:+.1} µs", floor.p50 - direct.p50, ours.p50 - direct.p50, ours.p99 - direct.p99);
+    println!(
+        "\nadded to the upstream's own pipes: floor p50 {:+.1} µs, mcpeg p50 {:+.1} µs, p99 {:+.1} µs",
+        floor.p50 - direct.p50,
+        ours.p50 - direct.p50,
+        ours.p99 - direct.p99
+    );
     println!(
         "mcpeg to floor: p50 {:.2}x, p99 {:.2}x, throughput {:.2}x, CPU a call {:.2}x",
         ours.p50 / floor.p50,
@@ -56,7 +64,10 @@ fn measure() {
         ours.per_second / floor.per_second,
         ours.cpu_micros / floor.cpu_micros
     );
-    println!("\nmemory idle: RSS {:.1} MiB, private dirty {:.1} MiB; after the calls above: RSS {:.1} MiB", idle.rss, idle.private_dirty, after.rss);
+    println!(
+        "\nmemory idle: RSS {:.1} MiB, private dirty {:.1} MiB; after the calls above: RSS {:.1} MiB",
+        idle.rss, idle.private_dirty, after.rss
+    );
     drop(sidecar);
     let binary = process::program();
     let size = std::fs::metadata(&binary).map_or(0, |meta| meta.len());
@@ -75,7 +86,10 @@ fn run(name: &str, mut pipe: Pipe, pid: u32) -> Figures {
     let took = started.elapsed();
     let cpu = process::cpu_of(pid) - cpu;
     let figures = Figures::of(&mut latencies, LOAD, took, cpu);
-    println!("{name:<28} {:>8.1} {:>8.1} {:>10.0} {:>10.1}", figures.p50, figures.p99, figures.per_second, figures.cpu_micros);
+    println!(
+        "{name:<28} {:>8.1} {:>8.1} {:>10.0} {:>10.1}",
+        figures.p50, figures.p99, figures.per_second, figures.cpu_micros
+    );
     figures
 }
 
@@ -91,7 +105,12 @@ fn starts(folder: &Path) {
         })
         .collect();
     times.sort();
-    println!("start to ready: median {:.1} ms, slowest of {} {:.1} ms", millis(times[times.len() / 2]), times.len(), millis(times[times.len() - 1]));
+    println!(
+        "start to ready: median {:.1} ms, slowest of {} {:.1} ms",
+        millis(times[times.len() / 2]),
+        times.len(),
+        millis(times[times.len() - 1])
+    );
 }
 
 fn millis(duration: Duration) -> f64 {

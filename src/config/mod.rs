@@ -24,7 +24,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::Value as Json;
 
 use crate::admin::settings::AdminSettings;
 use crate::mcp::settings::{McpSettings, ServiceSettings, UnixSettings};

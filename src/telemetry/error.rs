@@ -10,10 +10,6 @@ pub enum TelemetryError {
     AuditFile { path: PathBuf, operation: &'static str, cause: io::Error },
     #[error("audit file {}: it is {found}, not a file", path.display())]
     AuditFileKind { path: PathBuf, found: &'static str },
-    #[error("certificates in {}: {reason}", path.display())]
-    CaFile { path: PathBuf, reason: String },
-    #[error("certificates of the system: {reason}")]
-    SystemRoots { reason: String },
     #[error("OTLP endpoint {endpoint}: {reason}")]
     Endpoint { endpoint: String, reason: String },
     #[error("the log cannot be set up: this process already has a tracing subscriber")]

@@ -48,13 +48,22 @@ impl Folder {
     /// The binary with this folder's configuration, to its end.
     pub fn mcpeg(&self, args: &[&str]) -> Output {
         let config = self.path("mcpeg.yaml");
-        std::process::Command::new(PROGRAM).args(args).arg("--config").arg(config).stdin(Stdio::null()).output().unwrap()
+        std::process::Command::new(PROGRAM)
+            .args(args)
+            .arg("--config")
+            .arg(config)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
     }
 
     /// The audit events of this name.
     pub fn audit(&self, event: &str) -> Vec<Value> {
         let text = self.read("audit.log");
-        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).filter(|line| line["event"] == event).collect()
+        text.lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap())
+            .filter(|line| line["event"] == event)
+            .collect()
     }
 }
 
@@ -135,7 +144,8 @@ impl Sidecar {
     /// The message of a condition, with its state before it.
     pub fn condition(&self, component: &str) -> Option<String> {
         let status = self.status();
-        let found = status["conditions"].as_array()?.iter().find(|condition| condition["component"] == component)?.clone();
+        let found =
+            status["conditions"].as_array()?.iter().find(|condition| condition["component"] == component)?.clone();
         Some(format!("{}: {}", found["state"].as_str()?, found["message"].as_str()?))
     }
 

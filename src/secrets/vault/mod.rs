@@ -9,7 +9,6 @@
 mod answer;
 mod auth;
 mod session;
-mod tls;
 mod transport;
 
 use std::sync::Arc;

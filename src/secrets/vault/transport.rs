@@ -22,7 +22,7 @@ use crate::secret::Secret;
 
 use super::super::settings::VaultSettings;
 use super::super::source::{FailureKind, FetchError};
-use super::tls;
+use crate::tls;
 
 pub(super) use failure::Request;
 
@@ -40,10 +40,9 @@ pub(super) struct Transport {
 
 impl Transport {
     pub fn build(settings: &VaultSettings) -> Result<Self, String> {
-        let tls = match settings.address.scheme() {
-            "https" => tls::client_config(settings.ca_file.as_deref())?,
-            _ => tls::unused()?,
-        };
+        let tls = tls::roots(settings.address.scheme(), settings.ca_file.as_deref())
+            .and_then(tls::client_config)
+            .map_err(|error| error.to_string())?;
         let transport = Self {
             base: settings.address.clone(),
             address: settings.address.origin().ascii_serialization(),

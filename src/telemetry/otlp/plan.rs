@@ -1,16 +1,14 @@
 //! The plan: where the collector is, how to speak to it, and whom to trust; checked and ready, but not connected.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use url::Url;
 
 use crate::telemetry::error::TelemetryError;
 use crate::telemetry::metrics::Signal;
 use crate::telemetry::settings::{OtlpProtocol, OtlpSettings};
+use crate::tls;
 
 use super::headers::{HeaderProblem, Resolved, SecretSlot, resolve};
 
@@ -29,11 +27,11 @@ impl Plan {
         if settings.endpoint.host_str().is_none() {
             return Err(unusable("it names no host"));
         }
-        let roots = match settings.endpoint.scheme() {
-            "http" => RootCertStore::empty(),
-            "https" => roots(settings.ca_file.as_deref())?,
-            _ => return Err(unusable("it is neither http nor https")),
-        };
+        let scheme = settings.endpoint.scheme();
+        if !matches!(scheme, "http" | "https") {
+            return Err(unusable("it is neither http nor https"));
+        }
+        let roots = tls::roots(scheme, settings.ca_file.as_deref()).map_err(|error| unusable(&error.to_string()))?;
         Ok(Self { settings, roots: Arc::new(roots), secrets })
     }
 
@@ -68,11 +66,8 @@ impl Plan {
 
     /// TLS with ring and the plan's roots only.
     pub fn tls(&self) -> Result<ClientConfig, TelemetryError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| TelemetryError::Endpoint { endpoint: self.shown(), reason: error.to_string() })?;
-        Ok(config.with_root_certificates(self.roots.clone()).with_no_client_auth())
+        tls::client_config(self.roots.clone())
+            .map_err(|error| TelemetryError::Endpoint { endpoint: self.shown(), reason: error.to_string() })
     }
 }
 
@@ -85,31 +80,9 @@ fn shown(endpoint: &Url) -> String {
     shown.as_str().trim_end_matches('/').to_owned()
 }
 
-fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TelemetryError> {
-    let mut roots = RootCertStore::empty();
-    if let Some(path) = ca_file {
-        let failed = |reason: String| TelemetryError::CaFile { path: path.to_owned(), reason };
-        let certificates = CertificateDer::pem_file_iter(path).map_err(|error| failed(error.to_string()))?;
-        for certificate in certificates {
-            let certificate = certificate.map_err(|error| failed(error.to_string()))?;
-            roots.add(certificate).map_err(|error| failed(error.to_string()))?;
-        }
-        if roots.is_empty() {
-            return Err(failed("there is no certificate in it".into()));
-        }
-        return Ok(roots);
-    }
-    let found = rustls_native_certs::load_native_certs();
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        let reason = found.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
-        return Err(TelemetryError::SystemRoots { reason });
-    }
-    Ok(roots)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::time::Duration;
 
     use super::*;
@@ -135,14 +108,9 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_or_missing_ca_file_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ca.pem");
-        let missing = plan("https://collector", Some(&path)).err().unwrap().to_string();
-        assert!(missing.contains("ca.pem: ") && missing.contains("No such file"), "{missing}");
-        std::fs::write(&path, "nothing here").unwrap();
-        let empty = plan("https://collector", Some(&path)).err().unwrap().to_string();
-        assert!(empty.ends_with("there is no certificate in it"), "{empty}");
+    fn a_ca_file_or_a_scheme_that_cannot_be_used_is_named() {
+        let missing = plan("https://collector", Some(Path::new("/none/ca.pem"))).err().unwrap().to_string();
+        assert!(missing.starts_with("OTLP endpoint https://collector: certificates in /none/ca.pem: "), "{missing}");
         let scheme = plan("ftp://collector", None).err().unwrap().to_string();
         assert_eq!(scheme, "OTLP endpoint ftp://collector: it is neither http nor https");
     }
