@@ -14,7 +14,7 @@ use tracing::subscriber::Interest;
 use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::fmt::format::{Compact, Format, FormatEvent, FormatFields, Json, Writer};
 use tracing_subscriber::fmt::time::SystemTime;
-use tracing_subscriber::fmt::{self, FmtContext};
+use tracing_subscriber::fmt::{self, FmtContext, MakeWriter};
 use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, Registry};
@@ -46,10 +46,24 @@ impl LogControl {
 
     /// Installs the global subscriber. Can be done once in a process.
     pub fn install(self: &Arc<Self>, tracer: SdkTracer) -> Result<(), TelemetryError> {
+        let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        tracing::subscriber::set_global_default(self.subscriber(tracer, io::stderr, colour))
+            .map_err(|_| TelemetryError::LoggingInstalled)
+    }
+
+    fn subscriber<W>(
+        self: &Arc<Self>,
+        tracer: SdkTracer,
+        writer: W,
+        colour: bool,
+    ) -> impl Subscriber + Send + Sync + 'static
+    where
+        W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
+    {
         let lines = fmt::layer()
             .event_format(Lines::new(self.clone()))
-            .with_writer(io::stderr)
-            .with_ansi(io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
+            .with_writer(writer)
+            .with_ansi(colour)
             .with_filter(EventGate(self.clone()));
         let spans = tracing_opentelemetry::layer()
             .with_tracer(tracer)
@@ -58,8 +72,7 @@ impl LogControl {
             .with_target(false)
             .with_tracked_inactivity(false)
             .with_filter(SpanGate(self.clone()));
-        tracing::subscriber::set_global_default(Registry::default().with(lines).with(spans))
-            .map_err(|_| TelemetryError::LoggingInstalled)
+        Registry::default().with(lines).with(spans)
     }
 
     fn store(&self, log: &LogSettings, spans: bool) {
@@ -174,6 +187,9 @@ const _: () = assert!(LogLevel::Error as usize == 0 && LogLevel::Trace as usize 
 mod tests {
     use std::sync::Mutex;
 
+    use opentelemetry::trace::TracerProvider;
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+
     use super::*;
 
     #[derive(Clone, Default)]
@@ -193,12 +209,8 @@ mod tests {
     fn captured(control: &Arc<LogControl>, speak: impl FnOnce()) -> String {
         let buffer = Buffer::default();
         let writer = buffer.clone();
-        let layer = fmt::layer()
-            .event_format(Lines::new(control.clone()))
-            .with_ansi(false)
-            .with_writer(move || writer.clone())
-            .with_filter(EventGate(control.clone()));
-        tracing::subscriber::with_default(Registry::default().with(layer), speak);
+        let tracer = SdkTracerProvider::builder().build().tracer("test");
+        tracing::subscriber::with_default(control.subscriber(tracer, move || writer.clone(), false), speak);
         let bytes = buffer.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
     }
@@ -220,6 +232,24 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(lines[1]).unwrap();
         assert_eq!((json["level"].as_str(), json["version"].as_u64()), (Some("DEBUG"), Some(2)));
         assert_eq!(json["message"], "now shown");
+    }
+
+    #[test]
+    fn spans_of_mcp_are_made_only_while_traces_are_on() {
+        let log = LogSettings { level: LogLevel::Error, format: LogFormat::Text };
+        let control = LogControl::new(&log, false);
+        captured(&control, || {
+            let made = || {
+                let ours = tracing::info_span!(target: "mcpeg::mcp::router", "tools/call");
+                let other = tracing::error_span!(target: "mcpeg::secrets", "renew");
+                (!ours.is_disabled(), !other.is_disabled())
+            };
+            assert_eq!(made(), (false, false));
+            control.change(&log, true);
+            assert_eq!(made(), (true, false));
+            control.change(&log, false);
+            assert_eq!(made(), (false, false));
+        });
     }
 
     #[test]

@@ -220,7 +220,7 @@ async fn what_the_collector_will_never_take_is_dropped_and_counted() {
     until("the count of the rejected", || dropped("rejected") == "1").await;
     assert_eq!(running.metric("mcpeg_telemetry_exported_total{signal=\"logs\"}").unwrap(), "2");
     let condition = running.telemetry.conditions().remove(0);
-    assert!(condition.message.contains("3 dropped in the last minutes"), "{}", condition.message);
+    assert!(condition.message.contains("3 records were dropped in the last minutes"), "{}", condition.message);
 }
 
 #[tokio::test]
@@ -274,6 +274,29 @@ async fn headers_follow_the_secret_and_no_used_connection_is_kept() {
         running.stop().await;
         let path = if grpc { "TraceService/Export" } else { "/v1/traces" };
         assert_eq!(sink.received(path)[0].headers["authorization"], "Bearer second");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_hangs_is_left_when_its_credential_changes() {
+    for (protocol, grpc) in BOTH {
+        let mut first = true;
+        let script = move |_: &sink::Received| if std::mem::take(&mut first) { Reply::never() } else { ok(grpc) };
+        let sink = Sink::start(grpc, None, script).await;
+        let mut settings = with_token(settings(&sink.endpoint(), protocol));
+        settings.otlp.as_mut().unwrap().timeout = Duration::from_secs(60);
+        let running = Running::start(settings);
+        let secrets = Secrets::new("first");
+        running.telemetry.attach_secrets(secrets.clone());
+        running.record(1);
+        let path = if grpc { "LogsService/Export" } else { "/v1/logs" };
+        until("the request that hangs", || sink.received(path).len() == 1).await;
+        secrets.replace(2, "second");
+        let replaced = Instant::now();
+        until("the end of its connection", || sink.open_connections() == 0).await;
+        assert!(replaced.elapsed() < Duration::from_secs(1), "{:?}", replaced.elapsed());
+        until("the delivery", || sink.delivered() == [1]).await;
+        assert_eq!(sink.received(path)[1].headers["authorization"], "Bearer second");
     }
 }
 

@@ -72,7 +72,7 @@ impl Health {
             parts.push(if seconds > 0.0 { format!("trying again in {seconds} s") } else { "trying again now".into() });
         }
         if let Some((_, count)) = state.dropped.filter(|(last, _)| now.duration_since(*last) < REMEMBERED) {
-            parts.push(format!("{count} dropped in the last minutes"));
+            parts.push(format!("{count} records were dropped in the last minutes"));
         }
         let (verdict, message) = if parts.is_empty() {
             (ConditionState::Ok, format!("exports to {endpoint}"))
@@ -115,6 +115,6 @@ mod tests {
         assert_eq!(condition.message, expected);
         health.dropped(Signal::Logs, "queue_full", 3);
         health.delivered(Signal::Logs);
-        assert_eq!(health.condition(at, 0).message, "3 dropped in the last minutes");
+        assert_eq!(health.condition(at, 0).message, "3 records were dropped in the last minutes");
     }
 }

@@ -95,7 +95,7 @@ impl<S: Source> Pump<S> {
     async fn attempt(&mut self) -> Option<Duration> {
         let started = Instant::now();
         let result = match self.link.wire()? {
-            Ok(wire) => self.source.send(wire).await,
+            Ok(wire) => wire.guard(self.source.send(wire)).await,
             Err(trouble) => Err(trouble),
         };
         self.times.record(S::SIGNAL, result.is_ok(), started.elapsed());

@@ -94,13 +94,15 @@ impl MetricPush {
             Ok(exporter) => exporter,
             Err(trouble) => return Some(Err(trouble)),
         };
-        let Err(error) = exporter.export(&metrics).await else { return Some(Ok(())) };
-        let trouble = match wire.answer_of(&error) {
-            Answer::Failed(trouble) => trouble,
-            Answer::Refused(phrase) => Trouble::new(phrase, Pause::Busy),
-            Answer::TooLarge => Trouble::new("takes no request as large as all metrics", Pause::Busy),
-            Answer::Delivered => return Some(Ok(())),
+        let sent = async {
+            let Err(error) = exporter.export(&metrics).await else { return Ok(()) };
+            match wire.answer_of(&error) {
+                Answer::Failed(trouble) => Err(trouble),
+                Answer::Refused(phrase) => Err(Trouble::new(phrase, Pause::Busy)),
+                Answer::TooLarge => Err(Trouble::new("takes no request as large as all metrics", Pause::Busy)),
+                Answer::Delivered => Ok(()),
+            }
         };
-        Some(Err(trouble))
+        Some(wire.guard(sent).await)
     }
 }

@@ -3,6 +3,7 @@
 //! A connection that was used may hold a credential in its buffers. So a wire with headers is closed when it rests, and replaced as
 //! soon as any of its secrets has a new version.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,8 +54,27 @@ impl Wire {
 
     /// Whether it still leads where `plan` says and carried nothing but what is current.
     fn is_current(&self, plan: &Arc<Plan>) -> bool {
-        Arc::ptr_eq(&self.plan, plan)
-            && (!plan.carries_secrets() || plan.headers().is_ok_and(|resolved| resolved.stamp == self.stamp))
+        Arc::ptr_eq(&self.plan, plan) && self.carries_current_secrets()
+    }
+
+    fn carries_current_secrets(&self) -> bool {
+        !self.plan.carries_secrets() || self.plan.headers().is_ok_and(|resolved| resolved.stamp == self.stamp)
+    }
+
+    /// Runs a request, but leaves it when a secret that it carries is replaced: a collector that hangs must not keep the old value alive.
+    pub async fn guard<T>(&self, request: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+        let outdated = async {
+            loop {
+                tokio::time::sleep(LOOK_EVERY).await;
+                if !self.carries_current_secrets() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            result = request => result,
+            () = outdated => Err(Trouble::new("had not answered when the credential changed", Pause::Absent)),
+        }
     }
 
     /// Sends an encoded `ExportLogsServiceRequest`. For a delivered one, says how many records were rejected.
@@ -199,3 +219,4 @@ fn unbuildable(error: ExporterBuildError) -> Trouble {
 
 /// Well under the second within which a replaced secret has to be gone.
 const REST_AFTER: Duration = Duration::from_millis(400);
+const LOOK_EVERY: Duration = Duration::from_millis(250);

@@ -56,7 +56,14 @@ impl Reply {
     pub fn code(code: u16) -> Self {
         Self { code, retry_after: None, message: "", body: Bytes::new() }
     }
+
+    /// The client waits in vain.
+    pub fn never() -> Self {
+        Self::code(NEVER)
+    }
 }
+
+const NEVER: u16 = 999;
 
 pub type Script = Box<dyn FnMut(&Received) -> Reply + Send>;
 
@@ -172,6 +179,9 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<BoxBody<B
     let reply = state.script.lock().unwrap()(&received);
     received.accepted = reply.code == if state.grpc { 0 } else { 200 };
     state.received.lock().unwrap().push(received);
+    if reply.code == NEVER {
+        std::future::pending::<()>().await;
+    }
     if state.grpc { grpc_response(&reply) } else { http_response(reply) }
 }
 
