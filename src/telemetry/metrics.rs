@@ -153,7 +153,7 @@ pub fn observe_tallies(meter: &Meter, tallies: &Arc<Tallies>, queued: impl Fn(Si
         .with_description("Log records and spans that will never reach the collector")
         .with_unit("{item}")
         .with_callback(move |observer| {
-            for (signal, reason) in Signal::ALL.into_iter().flat_map(|s| Reason::ALL.map(|r| (s, r))) {
+            for (signal, reason) in QUEUED.into_iter().flat_map(|s| Reason::ALL.map(|r| (s, r))) {
                 let labels = [KeyValue::new("signal", signal.as_str()), KeyValue::new("reason", reason.as_str())];
                 observer.observe(source.dropped[signal as usize][reason as usize].load(Ordering::Relaxed), &labels);
             }
@@ -175,7 +175,7 @@ pub fn observe_tallies(meter: &Meter, tallies: &Arc<Tallies>, queued: impl Fn(Si
         .with_description("Log records and spans that wait for the collector")
         .with_unit("{item}")
         .with_callback(move |observer| {
-            for signal in [Signal::Logs, Signal::Traces] {
+            for signal in QUEUED {
                 observer.observe(queued(signal), &[KeyValue::new("signal", signal.as_str())]);
             }
         })
@@ -222,3 +222,6 @@ pub fn observe_process(meter: &Meter, started: Instant) {
         .with_callback(move |observer| observer.observe(started.elapsed().as_secs_f64(), &[]))
         .build();
 }
+
+/// Metrics are not queued: what an export lacks, the next one has.
+const QUEUED: [Signal; 2] = [Signal::Logs, Signal::Traces];

@@ -113,24 +113,31 @@ impl Text {
     fn data<T: Copy>(&mut self, name: &str, data: &MetricData<T>, show: impl Fn(&T) -> String) {
         match data {
             MetricData::Gauge(gauge) => {
-                for point in gauge.data_points() {
-                    self.sample(name, &attributes(point.attributes()), None, show(&point.value()));
-                }
+                let points = gauge.data_points().map(|point| (attributes(point.attributes()), show(&point.value())));
+                self.values(name, points.collect());
             }
             MetricData::Sum(sum) => {
-                for point in sum.data_points() {
-                    self.sample(name, &attributes(point.attributes()), None, show(&point.value()));
-                }
+                let points = sum.data_points().map(|point| (attributes(point.attributes()), show(&point.value())));
+                self.values(name, points.collect());
             }
             MetricData::Histogram(histogram) => self.histogram(name, histogram, show),
             MetricData::ExponentialHistogram(_) => {}
         }
     }
 
+    /// The SDK keeps points in no order; sorted, one scrape can be compared with the next.
+    fn values(&mut self, name: &str, mut points: Vec<(String, String)>) {
+        points.sort();
+        for (labels, value) in points {
+            self.sample(name, &labels, None, value);
+        }
+    }
+
     fn histogram<T: Copy>(&mut self, name: &str, histogram: &Histogram<T>, show: impl Fn(&T) -> String) {
         let (bucket, sum, count) = (format!("{name}_bucket"), format!("{name}_sum"), format!("{name}_count"));
-        for point in histogram.data_points() {
-            let labels = attributes(point.attributes());
+        let mut points: Vec<_> = histogram.data_points().map(|point| (attributes(point.attributes()), point)).collect();
+        points.sort_by(|(a, _), (b, _)| a.cmp(b));
+        for (labels, point) in points {
             let bounds = point.bounds().map(number).chain(std::iter::once("+Inf".to_owned()));
             let mut below = 0;
             for (bound, here) in bounds.zip(point.bucket_counts()) {
