@@ -20,7 +20,9 @@ use crate::secret::{Secret, SecretVersion};
 
 /// Items that a test publishes.
 #[derive(Default)]
-struct Store(Mutex<BTreeMap<String, (Option<Arc<SecretVersion>>, watch::Sender<u64>)>>);
+struct Store(Mutex<BTreeMap<String, Entry>>);
+
+type Entry = (Option<Arc<SecretVersion>>, watch::Sender<u64>);
 
 impl Store {
     fn declare(&self, item: &str) {

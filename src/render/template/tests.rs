@@ -12,9 +12,11 @@ use crate::secret::{Secret, SecretVersion};
 /// Fixed items; `slow` was not fetched yet.
 struct Shelf(BTreeMap<String, Arc<SecretVersion>>);
 
+type Fields<'a> = &'a [(&'a str, &'a [u8])];
+
 impl Shelf {
-    fn new(items: &[(&str, &[(&str, &[u8])])]) -> Self {
-        let version = |fields: &[(&str, &[u8])]| {
+    fn new(items: &[(&str, Fields)]) -> Self {
+        let version = |fields: Fields| {
             let fields = fields.iter().map(|(name, value)| ((*name).to_owned(), Secret::copy_from(value))).collect();
             Arc::new(SecretVersion { version: 7, provider_version: None, fields, fetched_at: SystemTime::now() })
         };
