@@ -7,11 +7,14 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod lifecycle;
 pub mod mcp;
 pub mod memory;
 pub mod ports;
+pub mod reload;
 pub mod render;
 pub mod secret;
 pub mod secrets;

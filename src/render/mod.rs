@@ -1,3 +1,116 @@
-//! (head)
+//! Rendered files: templates filled with the current secrets, written atomically, and whoever reads them told.
+//!
+//! `template` compiles and renders, `file` replaces, `hook` tells; `attempt` puts the first two together for one template, `worker` repeats
+//! that whenever a secret or a source changes, `crew` runs one worker a template inside the part's task, `handle` is what the rest of
+//! the process holds. Invariants: bytes on disk change only after the audit event was accepted; on any failure the old file stays;
+//! a template that fails costs the others nothing; the hooks of one template never overlap.
 
+mod attempt;
+mod context;
+mod crew;
+mod file;
+mod handle;
+mod hook;
+mod metrics;
 pub mod settings;
+mod status;
+mod template;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use opentelemetry::metrics::Meter;
+
+use crate::lifecycle::{Part, Readiness, Stage};
+use crate::ports::{AuditLog, AuditRefused, SecretReader};
+
+use context::Context;
+use handle::Shared;
+use metrics::Metrics;
+use settings::TemplateSettings;
+
+pub use attempt::{Rendered, render_once};
+pub use handle::{RenderHandle, Staged};
+pub use template::SecretProblem;
+
+/// Compiles the templates and makes the part that keeps their files up to date. Writes nothing yet.
+pub fn build(
+    templates: Vec<TemplateSettings>,
+    secrets: Arc<dyn SecretReader>,
+    audit: Arc<dyn AuditLog>,
+    meter: Meter,
+) -> Result<(RenderHandle, Part), RenderError> {
+    let shared = Arc::new(Shared::new(Context { secrets, audit, metrics: Metrics::new(&meter) }));
+    let handle = RenderHandle::new(shared.clone());
+    handle.stage(templates)?.commit();
+    let (signal, readiness) = Readiness::channel();
+    let part = Part::new("render", Stage::Workers, readiness, move |shutdown| async move {
+        crew::run(shared, signal, shutdown).await;
+        Ok(())
+    });
+    Ok((handle, part))
+}
+
+/// What keeps templates from being compiled: file, line where it is known, and message.
+pub fn check(templates: &[TemplateSettings]) -> Vec<(PathBuf, Option<usize>, String)> {
+    let faults = templates.iter().filter_map(|settings| template::Template::load(&settings.source).err());
+    faults
+        .map(|fault| match fault {
+            RenderError::Template { source_file, line, message } => (source_file, (line > 0).then_some(line), message),
+            RenderError::Source { source_file, error } => (source_file, None, format!("cannot be read: {error}")),
+            other => (PathBuf::new(), None, other.to_string()),
+        })
+        .collect()
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RenderError {
+    #[error("reading the template {}: {error}", .source_file.display())]
+    Source { source_file: PathBuf, error: io::Error },
+    /// Line 0: not known.
+    #[error("{}{}: {message}", .source_file.display(), colon_line(*.line))]
+    Template { source_file: PathBuf, line: usize, message: String },
+    #[error("{}{}: {problem}", .source_file.display(), colon_line(.line.unwrap_or(0)))]
+    Secret { source_file: PathBuf, line: Option<usize>, problem: SecretProblem },
+    #[error("{}: the output has more than {limit} bytes", .source_file.display())]
+    TooLarge { source_file: PathBuf, limit: usize },
+    #[error("{operation} {}: {error}", .destination.display())]
+    Destination { destination: PathBuf, operation: &'static str, error: io::Error },
+    #[error("{} is {what} and is not replaced", .destination.display())]
+    NotAFile { destination: PathBuf, what: &'static str },
+    #[error("{} is not written: {refused}", .destination.display())]
+    Unaudited { destination: PathBuf, refused: AuditRefused },
+    #[error("rendering {} ended early: {reason}", .source_file.display())]
+    Interrupted { source_file: PathBuf, reason: String },
+    /// One line for each template that failed.
+    #[error("{}", .0.join("\n"))]
+    Several(Vec<String>),
+}
+
+impl RenderError {
+    /// It may pass by itself as soon as a secret is there.
+    fn is_waiting(&self) -> bool {
+        matches!(self, Self::Secret { problem: SecretProblem::Unavailable(_), .. })
+    }
+
+    /// `error.type` in metrics and audit events.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Source { .. } => "source",
+            Self::Template { .. } => "template",
+            Self::Secret { .. } => "secret",
+            Self::TooLarge { .. } => "too_large",
+            Self::Destination { .. } | Self::NotAFile { .. } => "destination",
+            Self::Unaudited { .. } => "unaudited",
+            Self::Interrupted { .. } | Self::Several(_) => "interrupted",
+        }
+    }
+}
+
+fn colon_line(line: usize) -> String {
+    if line == 0 { String::new() } else { format!(":{line}") }
+}

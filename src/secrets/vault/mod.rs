@@ -9,6 +9,8 @@
 mod answer;
 mod auth;
 mod session;
+#[cfg(test)]
+mod tests;
 mod transport;
 
 use std::sync::Arc;

@@ -103,6 +103,7 @@ impl Session {
                 state.logins += 1;
                 state.failures = 0;
                 state.blocked = None;
+                state.lookup_refused = false;
                 let token = Arc::new(Token::new(grant, state.logins));
                 state.token = Some(token.clone());
                 self.logged_in.notify_one();

@@ -1,0 +1,189 @@
+//! A command: argv, no shell, in its own process group, with a bare environment and a deadline.
+
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use super::super::settings::CommandHook;
+use super::super::template::Reads;
+use super::HookError;
+use super::output::Captured;
+
+pub(super) async fn run(hook: &CommandHook, reads: &Reads) -> Result<(), HookError> {
+    let program = hook.argv.first().cloned().unwrap_or_default();
+    let mut child = start(hook).map_err(|error| HookError::Start { program: program.clone(), error })?;
+    let mut group = Group::of(&child);
+    let mut captured = Captured::default();
+    match timeout(hook.timeout, finish(&mut child, &mut captured)).await {
+        Ok(Ok(status)) => {
+            group.let_go();
+            if status.success() {
+                return Ok(());
+            }
+            Err(HookError::Failed { program, status, output: captured.without_secrets(reads) })
+        }
+        Ok(Err(error)) => Err(HookError::Wait { program, error }),
+        Err(_) => {
+            group.signal(Signal::TERM);
+            if timeout(GRACE, child.wait()).await.is_err() {
+                group.signal(Signal::KILL);
+                // It is being killed; the wait only collects it.
+                let _ = timeout(GRACE, child.wait()).await;
+            }
+            // Whatever else is in the group is killed when `group` is dropped.
+            Err(HookError::TimedOut { program, timeout: hook.timeout, output: captured.without_secrets(reads) })
+        }
+    }
+}
+
+fn start(hook: &CommandHook) -> std::io::Result<Child> {
+    let (program, arguments) = hook.argv.split_first().ok_or_else(|| std::io::Error::other("the command is empty"))?;
+    let inherited = INHERITED.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)));
+    Command::new(program)
+        .args(arguments)
+        .env_clear()
+        .envs(inherited)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+}
+
+/// Waits for the end and takes in what is printed until then. A process that it leaves behind may hold the pipes; nobody waits for that.
+async fn finish(child: &mut Child, captured: &mut Captured) -> std::io::Result<ExitStatus> {
+    let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
+    // On the heap, which is wiped when freed: the future itself may live as long as the part.
+    let (mut from_stdout, mut from_stderr) = (vec![0; 1024], vec![0; 1024]);
+    let mut status = None;
+    loop {
+        tokio::select! {
+            biased;
+            count = read_some(&mut stdout, &mut from_stdout) => keep(captured, &from_stdout, count, &mut stdout),
+            count = read_some(&mut stderr, &mut from_stderr) => keep(captured, &from_stderr, count, &mut stderr),
+            ended = child.wait(), if status.is_none() => status = Some(ended?),
+            () = tokio::time::sleep(LINGER), if status.is_some() => break,
+        }
+        if status.is_some() && stdout.is_none() && stderr.is_none() {
+            break;
+        }
+    }
+    match status {
+        Some(status) => Ok(status),
+        None => child.wait().await,
+    }
+}
+
+/// Never completes once the pipe is gone.
+async fn read_some<R: AsyncRead + Unpin>(pipe: &mut Option<R>, buffer: &mut [u8]) -> usize {
+    match pipe {
+        // A broken pipe is an ended one.
+        Some(pipe) => pipe.read(buffer).await.unwrap_or(0),
+        None => std::future::pending().await,
+    }
+}
+
+fn keep<R>(captured: &mut Captured, buffer: &[u8], count: usize, pipe: &mut Option<R>) {
+    match count {
+        0 => *pipe = None,
+        count => captured.push(&buffer[..count]),
+    }
+}
+
+/// The process group of a running command; killed when dropped, unless it was let go.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &Child) -> Self {
+        Self(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
+    }
+
+    /// The command ended by itself: what it left running in the background is its own affair.
+    fn let_go(&mut self) {
+        self.0 = None;
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.0 {
+            // An error means that nobody is left in the group.
+            let _ = kill_process_group(pid, signal);
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+    }
+}
+
+/// What a command gets of our own environment, which may hold credentials.
+const INHERITED: [&str; 10] =
+    ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "TMPDIR", "XDG_RUNTIME_DIR"];
+const GRACE: Duration = Duration::from_secs(1);
+const LINGER: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn shell(script: &str, timeout: Duration) -> CommandHook {
+        CommandHook { argv: vec!["sh".into(), "-c".into(), script.into()], timeout }
+    }
+
+    #[tokio::test]
+    async fn a_command_runs_with_a_bare_environment() {
+        // Cargo sets this variable for tests.
+        run(&shell("test -z \"$CARGO_PKG_NAME\" && test -n \"$PATH\"", Duration::from_secs(10)), &Reads::default())
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_failure_tells_status_and_output() {
+        let hook = shell("echo to stdout; echo to stderr >&2; exit 3", Duration::from_secs(10));
+        let error = run(&hook, &Reads::default()).await.unwrap_err();
+        assert_eq!(error.to_string(), "sh ended with exit status: 3");
+        let output = error.output().unwrap();
+        assert!(output.contains("to stdout") && output.contains("to stderr"), "{output}");
+        let missing = CommandHook { argv: vec!["/no/such/program".into()], timeout: Duration::from_secs(1) };
+        assert!(
+            run(&missing, &Reads::default()).await.unwrap_err().to_string().starts_with("starting /no/such/program: ")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_command_that_hangs_is_killed_with_its_children() {
+        let folder = tempfile::tempdir().unwrap();
+        let pid_file = folder.path().join("pid");
+        let script = format!("trap '' TERM; sleep 300 & echo $! > {}; wait; wait", pid_file.display());
+        let error = run(&shell(&script, Duration::from_millis(300)), &Reads::default()).await.unwrap_err();
+        assert!(matches!(error, HookError::TimedOut { .. }), "{error}");
+        let grandchild: i32 = std::fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
+        let gone = Instant::now();
+        while is_running(grandchild) {
+            assert!(gone.elapsed() < Duration::from_secs(5), "the grandchild lives on");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_background_process_that_holds_the_pipe_is_not_waited_for() {
+        let started = Instant::now();
+        run(&shell("sleep 5 & exit 0", Duration::from_secs(4)), &Reads::default()).await.unwrap();
+        assert!(started.elapsed() < Duration::from_secs(3));
+    }
+
+    /// A zombie that its reaper has not collected yet does not count.
+    fn is_running(pid: i32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        !stat.is_empty() && !stat.contains(") Z ")
+    }
+}

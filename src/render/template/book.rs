@@ -1,0 +1,257 @@
+//! What a template sees of the secrets: objects that write straight from locked memory into the output.
+//!
+//! `Book` holds the versions of one rendering. MiniJinja's objects cannot fail while they print, and a template could swallow an error
+//! that they return, so what goes wrong is noted in the book and decides over the rendering afterwards.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use minijinja::value::{Enumerator, Object, ObjectRepr, Value};
+use minijinja::{Error, ErrorKind};
+
+use crate::ports::SecretUnavailable;
+use crate::secret::SecretVersion;
+
+#[derive(Debug)]
+pub(super) struct Book(Mutex<Pages>);
+
+#[derive(Default)]
+struct Pages {
+    items: BTreeMap<String, Result<Arc<SecretVersion>, SecretUnavailable>>,
+    /// An item that was asked for and is not in the book yet.
+    wanted: Option<String>,
+    /// The first thing that went wrong.
+    problem: Option<SecretProblem>,
+}
+
+impl fmt::Debug for Pages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.items.keys()).finish()
+    }
+}
+
+/// What a rendering read: each item, with its version if there was one. Holds no value.
+#[derive(Debug, Default)]
+pub(in super::super) struct Reads(pub BTreeMap<String, Option<ItemRead>>);
+
+#[derive(Debug)]
+pub(in super::super) struct ItemRead {
+    pub version: u64,
+    pub held: Weak<SecretVersion>,
+}
+
+impl Reads {
+    /// `item@version`, for the record.
+    pub fn in_words(&self) -> Vec<String> {
+        let named = self.0.iter().filter_map(|(item, read)| Some((item, read.as_ref()?)));
+        named.map(|(item, read)| format!("{item}@{}", read.version)).collect()
+    }
+}
+
+/// Why a secret could not be put into the output.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SecretProblem {
+    #[error(transparent)]
+    Unavailable(SecretUnavailable),
+    #[error("secret {item} has no field {field:?}; it has {}", list(.has))]
+    NoSuchField { item: String, field: String, has: Vec<String> },
+    #[error("secret {item} has several fields ({}): name one", list(.has))]
+    NotOneField { item: String, has: Vec<String> },
+    #[error("secret {item}, field {field:?}, is not text; use the base64 filter")]
+    NotText { item: String, field: String },
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+impl Book {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self(Mutex::default()))
+    }
+
+    pub fn as_value(self: &Arc<Self>) -> Value {
+        Value::from_object(Secrets(self.clone()))
+    }
+
+    pub fn add(&self, item: &str, found: Result<Arc<SecretVersion>, SecretUnavailable>) {
+        self.pages().items.insert(item.to_owned(), found);
+    }
+
+    pub fn take_wanted(&self) -> Option<String> {
+        let mut pages = self.pages();
+        // What went wrong on the way to a missing item may go right when it is there.
+        if pages.wanted.is_some() {
+            pages.problem = None;
+        }
+        pages.wanted.take()
+    }
+
+    pub fn take_problem(&self) -> Option<SecretProblem> {
+        self.pages().problem.take()
+    }
+
+    pub fn reads(&self) -> Reads {
+        let read = |version: &Arc<SecretVersion>| ItemRead { version: version.version, held: Arc::downgrade(version) };
+        let pages = self.pages();
+        Reads(pages.items.iter().map(|(item, found)| (item.clone(), found.as_ref().ok().map(read))).collect())
+    }
+
+    /// One of the values that were read stands in `text`.
+    pub fn occurs_in(&self, text: &str) -> bool {
+        let pages = self.pages();
+        let mut values = pages.items.values().flatten().flat_map(|version| version.fields.values());
+        values.any(|value| value.expose_str().is_some_and(|value| !value.is_empty() && text.contains(value)))
+    }
+
+    /// Gives an error value, so that most templates stop here and tell the line.
+    fn fail(&self, problem: SecretProblem) -> Value {
+        let error = Error::new(ErrorKind::UndefinedError, problem.to_string());
+        self.pages().problem.get_or_insert(problem);
+        Value::from(error)
+    }
+
+    fn item(self: &Arc<Self>, name: &str) -> Value {
+        let found = self.pages().items.get(name).cloned();
+        match found {
+            Some(Ok(version)) => Value::from_object(Item { name: name.to_owned(), version, book: self.clone() }),
+            Some(Err(unavailable)) => self.fail(SecretProblem::Unavailable(unavailable)),
+            None => {
+                self.pages().wanted.get_or_insert_with(|| name.to_owned());
+                Value::from(Error::new(ErrorKind::UndefinedError, "an item that is not read yet"))
+            }
+        }
+    }
+
+    fn pages(&self) -> MutexGuard<'_, Pages> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// `secret`
+#[derive(Debug)]
+struct Secrets(Arc<Book>);
+
+impl Object for Secrets {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        Some(self.0.item(key.as_str()?))
+    }
+
+    /// A template must name what it reads.
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::NonEnumerable
+    }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secrets]")
+    }
+}
+
+/// `secret.ITEM`
+pub(super) struct Item {
+    name: String,
+    version: Arc<SecretVersion>,
+    book: Arc<Book>,
+}
+
+impl fmt::Debug for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "secret.{}", self.name)
+    }
+}
+
+impl Item {
+    /// The field that stands for the item, where there is one.
+    pub fn only_field(&self) -> Option<Field> {
+        let (name, _) = match self.version.fields.len() {
+            1 => self.version.fields.first_key_value(),
+            _ => self.version.fields.get_key_value("value"),
+        }?;
+        Some(self.field(name))
+    }
+
+    fn field(&self, name: &str) -> Field {
+        Field { name: name.to_owned(), item: self.name.clone(), version: self.version.clone(), book: self.book.clone() }
+    }
+
+    fn has(&self) -> Vec<String> {
+        self.version.fields.keys().cloned().collect()
+    }
+}
+
+impl Object for Item {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        let name = key.as_str()?;
+        if self.version.fields.contains_key(name) {
+            return Some(Value::from_object(self.field(name)));
+        }
+        let (item, field) = (self.name.clone(), name.to_owned());
+        Some(self.book.fail(SecretProblem::NoSuchField { item, field, has: self.has() }))
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        let names: Vec<Value> = self.version.fields.keys().map(Value::from).collect();
+        Enumerator::Values(names)
+    }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.only_field() {
+            Some(field) => field.write_to(f),
+            None => {
+                self.book.fail(SecretProblem::NotOneField { item: self.name.clone(), has: self.has() });
+                Ok(())
+            }
+        }
+    }
+}
+
+/// `secret.ITEM.FIELD`
+pub(super) struct Field {
+    name: String,
+    item: String,
+    version: Arc<SecretVersion>,
+    book: Arc<Book>,
+}
+
+impl fmt::Debug for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "secret.{}.{}", self.item, self.name)
+    }
+}
+
+impl Field {
+    /// The value in locked memory.
+    pub fn bytes(&self) -> &[u8] {
+        self.version.fields.get(&self.name).map(|secret| secret.expose()).unwrap_or_default()
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(self.bytes()).unwrap_or_else(|_| {
+            self.book.fail(SecretProblem::NotText { item: self.item.clone(), field: self.name.clone() });
+            ""
+        })
+    }
+
+    fn write_to(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
+impl Object for Field {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+
+    fn is_true(self: &Arc<Self>) -> bool {
+        !self.bytes().is_empty()
+    }
+
+    fn custom_cmp(self: &Arc<Self>, other: &minijinja::value::DynObject) -> Option<std::cmp::Ordering> {
+        Some(self.bytes().cmp(other.downcast_ref::<Self>()?.bytes()))
+    }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_to(f)
+    }
+}

@@ -1,0 +1,294 @@
+//! The Vault source against a small server that answers as Vault does, and counts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use opentelemetry::metrics::MeterProvider as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use super::super::context::Context;
+use super::super::metrics::Metrics;
+use super::super::settings::{SecretIdSource, VaultAuth, VaultSettings};
+use super::super::tests::Records;
+use super::*;
+use crate::secret::SecretText;
+
+#[derive(Default)]
+struct Vault {
+    valid: Mutex<BTreeSet<String>>,
+    answers: Mutex<BTreeMap<String, (u16, String)>>,
+    logins: AtomicUsize,
+    lookups: AtomicUsize,
+    connections: AtomicUsize,
+    open: AtomicUsize,
+    refuse_lookups: Mutex<bool>,
+}
+
+struct Bench {
+    vault: Arc<Vault>,
+    source: VaultSource,
+    audit: Arc<Records>,
+    address: String,
+    _server: JoinSet<()>,
+}
+
+impl Vault {
+    fn answer(&self, request: &Request<Incoming>) -> (u16, String) {
+        let token = request.headers().get("x-vault-token").map(|token| token.to_str().unwrap().to_owned());
+        let is_valid = token.is_some_and(|token| self.valid.lock().unwrap().contains(&token));
+        let denied = (403, r#"{"errors":["permission denied"]}"#.to_owned());
+        match request.uri().path() {
+            "/v1/sys/health" => (200, "{}".to_owned()),
+            "/v1/auth/approle/login" => {
+                let token = format!("token-{}", self.logins.fetch_add(1, Ordering::SeqCst) + 1);
+                self.valid.lock().unwrap().insert(token.clone());
+                (200, envelope(&format!(r#""data":null,"auth":{}"#, auth(&token))))
+            }
+            "/v1/auth/token/lookup-self" => {
+                self.lookups.fetch_add(1, Ordering::SeqCst);
+                if is_valid && !*self.refuse_lookups.lock().unwrap() {
+                    (200, envelope(&format!(r#""data":{LOOKUP}"#)))
+                } else {
+                    denied
+                }
+            }
+            _ if !is_valid => denied,
+            path => self.answers.lock().unwrap().get(path).cloned().unwrap_or((404, r#"{"errors":[]}"#.to_owned())),
+        }
+    }
+
+    fn set(&self, path: &str, status: u16, body: impl Into<String>) {
+        self.answers.lock().unwrap().insert(format!("/v1/{path}"), (status, body.into()));
+    }
+}
+
+fn envelope(rest: &str) -> String {
+    format!(
+        r#"{{"request_id":"r","lease_id":"","renewable":false,"lease_duration":0,"wrap_info":null,"warnings":null,{rest}}}"#
+    )
+}
+
+fn auth(token: &str) -> String {
+    format!(
+        r#"{{"client_token":"{token}","accessor":"a","policies":[],"token_policies":[],"metadata":null,
+        "lease_duration":3600,"renewable":true,"entity_id":"","token_type":"service","orphan":true}}"#
+    )
+}
+
+const LOOKUP: &str = r#"{"accessor":"a","creation_time":1,"creation_ttl":3600,"display_name":"d","entity_id":"",
+    "expire_time":null,"explicit_max_ttl":0,"id":"i","meta":null,"num_uses":0,"orphan":true,"path":"p","policies":[],
+    "renewable":true,"ttl":3000}"#;
+
+fn kv(value: &str) -> String {
+    envelope(&format!(r#""data":{{"data":{{"key":"{value}"}},"metadata":{{"version":4,"destroyed":false}}}}"#))
+}
+
+impl Bench {
+    async fn start() -> Self {
+        let vault = Arc::new(Vault::default());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let mut server = JoinSet::new();
+        let serving = vault.clone();
+        server.spawn(async move { serve(listener, serving).await });
+        let audit = Arc::new(Records::default());
+        let source = VaultSource::build("corp", &settings(&address), context(&audit)).unwrap();
+        Self { vault, source, audit, address, _server: server }
+    }
+
+    async fn error(&self, path: &str) -> FetchError {
+        self.source.fetch(path).await.map(drop).unwrap_err()
+    }
+}
+
+async fn serve(listener: TcpListener, vault: Arc<Vault>) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        vault.connections.fetch_add(1, Ordering::SeqCst);
+        let vault = vault.clone();
+        connections.spawn(async move {
+            vault.open.fetch_add(1, Ordering::SeqCst);
+            let answer = service_fn(|request| {
+                let (status, body) = vault.answer(&request);
+                let mut response = Response::builder().status(status);
+                if status == 307 {
+                    response = response.header("location", "http://127.0.0.1:9/elsewhere");
+                }
+                std::future::ready(Ok::<_, Infallible>(response.body(Full::new(Bytes::from(body))).unwrap()))
+            });
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+            vault.open.fetch_sub(1, Ordering::SeqCst);
+        });
+    }
+}
+
+fn settings(address: &str) -> VaultSettings {
+    VaultSettings {
+        address: address.parse().unwrap(),
+        namespace: None,
+        auth: VaultAuth::AppRole {
+            mount: "approle".to_owned(),
+            role_id: "role".to_owned(),
+            secret_id: SecretIdSource::Inline(SecretText::literal("secret-id")),
+        },
+        ca_file: None,
+        timeout: Duration::from_secs(5),
+    }
+}
+
+fn context(audit: &Arc<Records>) -> Arc<Context> {
+    let meter = opentelemetry_sdk::metrics::SdkMeterProvider::builder().build().meter("test");
+    Arc::new(Context::new(audit.clone(), Metrics::new(&meter)))
+}
+
+#[tokio::test]
+async fn a_secret_is_read_with_one_login_over_two_connections_that_are_closed_soon() {
+    let bench = Bench::start().await;
+    bench.vault.set("secret/data/a", 200, kv("one"));
+    let reads = (0..20).map(|_| bench.source.fetch("secret/data/a"));
+    for fetched in futures_util::future::join_all(reads).await {
+        let fetched = fetched.unwrap();
+        assert_eq!(fetched.fields["key"].expose(), b"one");
+        assert_eq!(fetched.provider_version.as_deref(), Some("4"));
+    }
+    assert_eq!(bench.vault.logins.load(Ordering::SeqCst), 1);
+    assert!(bench.vault.connections.load(Ordering::SeqCst) <= 3, "{}", bench.vault.connections.load(Ordering::SeqCst));
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(1);
+    while bench.vault.open.load(Ordering::SeqCst) > 0 {
+        assert!(tokio::time::Instant::now() < deadline, "a connection is kept open");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_busy_connection_is_closed_too() {
+    let bench = Bench::start().await;
+    bench.vault.set("secret/data/a", 200, kv("one"));
+    let started = tokio::time::Instant::now();
+    while started.elapsed() < Duration::from_millis(1600) {
+        bench.source.fetch("secret/data/a").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(bench.vault.connections.load(Ordering::SeqCst) >= 3);
+}
+
+#[tokio::test]
+async fn a_dead_token_is_replaced_at_once_by_one_login() {
+    let bench = Bench::start().await;
+    bench.vault.set("secret/data/a", 200, kv("one"));
+    bench.source.fetch("secret/data/a").await.unwrap();
+    bench.vault.valid.lock().unwrap().clear();
+    let reads = (0..5).map(|_| bench.source.fetch("secret/data/a"));
+    for fetched in futures_util::future::join_all(reads).await {
+        fetched.unwrap();
+    }
+    assert_eq!(bench.vault.logins.load(Ordering::SeqCst), 2);
+    assert_eq!(bench.audit.names(), ["provider.login", "provider.login"]);
+}
+
+#[tokio::test]
+async fn a_denied_path_is_not_taken_for_a_dead_token() {
+    let bench = Bench::start().await;
+    bench.vault.set("secret/data/a", 200, kv("one"));
+    bench.vault.set("secret/data/b", 403, r#"{"errors":["1 error occurred:\n\t* permission denied\n\n"]}"#);
+    for _ in 0..3 {
+        let error = bench.error("secret/data/b").await;
+        assert_eq!(error.kind, FailureKind::Denied);
+        let words = "denied secret/data/b (1 error occurred: * permission denied)";
+        assert_eq!(error.message, format!("the server at {} {words}", bench.address));
+    }
+    bench.source.fetch("secret/data/a").await.unwrap();
+    assert_eq!(bench.vault.logins.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn where_no_token_may_look_itself_up_a_denied_path_costs_one_login_and_no_more() {
+    let bench = Bench::start().await;
+    *bench.vault.refuse_lookups.lock().unwrap() = true;
+    bench.vault.set("secret/data/b", 403, r#"{"errors":["permission denied"]}"#);
+    for _ in 0..5 {
+        assert_eq!(bench.error("secret/data/b").await.kind, FailureKind::Denied);
+    }
+    assert_eq!(bench.vault.logins.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn failures_are_put_into_words() {
+    let bench = Bench::start().await;
+    let server = format!("the server at {}", bench.address);
+    let cases = [
+        (404, r#"{"errors":[]}"#, FailureKind::NotFound, "has nothing at p"),
+        (
+            404,
+            r#"{"data":{"data":null,"metadata":{"version":2}}}"#,
+            FailureKind::NotFound,
+            "has nothing at p (version 2 was deleted)",
+        ),
+        (503, r#"{"errors":["Vault is sealed"]}"#, FailureKind::Sealed, "is sealed"),
+        (503, "<html>bad gateway hunter2</html>", FailureKind::Unreachable, "is not there (status 503)"),
+        (429, "", FailureKind::Throttled, "has had too many requests"),
+        (
+            500,
+            r#"{"errors":["local node not active but active cluster node not found"]}"#,
+            FailureKind::Standby,
+            "is a standby and there is no active node (local node not active but active cluster node not found)",
+        ),
+        (
+            500,
+            r#"{"errors":["the database is down"]}"#,
+            FailureKind::ServerError,
+            "failed at p with status 500 (the database is down)",
+        ),
+        (
+            307,
+            "",
+            FailureKind::Standby,
+            "is a standby and points to another node, which is not followed; use the active node's address",
+        ),
+    ];
+    for (status, body, kind, words) in cases {
+        bench.vault.set("p", status, body);
+        let error = bench.error("p").await;
+        assert_eq!((error.kind, error.message), (kind, format!("{server} {words}")), "{status} {body}");
+    }
+    bench.vault.set("p", 200, "hunter2");
+    assert!(bench.error("p").await.message.contains("something that is not the expected JSON"));
+    bench.vault.set("p", 200, "x".repeat(1024 * 1024 + 1));
+    assert!(bench.error("p").await.message.ends_with("answered for p with more than 1048576 bytes"));
+    bench.source.probe().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_and_one_that_is_not_trusted_are_told_apart() {
+    let audit = Arc::new(Records::default());
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", free.local_addr().unwrap());
+    drop(free);
+    let source = VaultSource::build("corp", &settings(&address), context(&audit)).unwrap();
+    let error = source.fetch("p").await.map(drop).unwrap_err();
+    let words = format!("the server at {address} refused the connection");
+    assert_eq!((error.kind, error.message), (FailureKind::Unreachable, words));
+    assert_eq!(source.probe().await.unwrap_err().kind, FailureKind::Unreachable);
+    let missing = VaultSettings { ca_file: Some("/no/such/ca.pem".into()), ..settings("https://127.0.0.1:1") };
+    let refused = VaultSource::build("corp", &missing, context(&audit)).map(drop).unwrap_err();
+    assert!(refused.starts_with("reading certificates from /no/such/ca.pem: "), "{refused}");
+}
+
+#[test]
+fn a_secret_that_refers_to_a_secret_cannot_be_used_to_log_in() {
+    let reference = crate::secret::Part::Reference(crate::secret::SecretRef::parse("other.token").unwrap());
+    let auth = VaultAuth::Token(SecretText::new(vec![reference]));
+    let refused =
+        VaultSource::build("corp", &VaultSettings { auth, ..settings("http://127.0.0.1:1") }, context(&Arc::default()));
+    assert!(refused.map(drop).unwrap_err().starts_with("${secret.other.token} cannot be used"));
+}
