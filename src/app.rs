@@ -34,7 +34,9 @@ pub fn protect_memory(lock_memory: LockMemory) -> Result<Protection, String> {
     if lock_memory == LockMemory::Require {
         hardened?;
         if protection == Protection::Unlocked {
-            return Err("the memory of secrets cannot be locked: raise RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=)".to_owned());
+            return Err(
+                "the memory of secrets cannot be locked: raise RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=)".to_owned()
+            );
         }
     }
     Ok(protection)
@@ -64,7 +66,8 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
     parts.extend(more);
 
     let readiness = Arc::new(OnceLock::new());
-    let domains = Domains { telemetry: telemetry.clone(), secrets: secrets.clone(), render: render.clone(), mcp: mcp.clone() };
+    let domains =
+        Domains { telemetry: telemetry.clone(), secrets: secrets.clone(), render: render.clone(), mcp: mcp.clone() };
     let reloader = Reloader::new(config.clone(), sources, domains, audit.clone());
     let surface = surface(&config, &reloader, &telemetry, (&secrets, &render, &mcp), protection, readiness.clone());
     let (admin, more) = admin::build(config.admin.clone(), surface, meter)?;

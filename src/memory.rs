@@ -226,7 +226,7 @@ fn map_chunk(bytes: usize) -> (NonNull<u8>, Protection) {
 fn map_secret_memory(bytes: usize) -> Option<NonNull<u8>> {
     // SAFETY: plain system calls on a descriptor that this function owns; the mapping outlives the descriptor.
     unsafe {
-        let fd = libc::syscall(libc::SYS_memfd_secret, libc::FD_CLOEXEC as libc::c_uint) as libc::c_int;
+        let fd = libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC as libc::c_uint) as libc::c_int;
         if fd < 0 {
             return None;
         }

@@ -197,9 +197,10 @@ impl StatusReport for Reloader {
 
     fn conditions(&self) -> Vec<Condition> {
         let (state, message) = match &*lock(&self.last) {
-            Some(ReloadOutcome::Rejected { problems }) => {
-                (ConditionState::Degraded, format!("what is written was rejected, the old one goes on: {}", problems.join("; ")))
-            }
+            Some(ReloadOutcome::Rejected { problems }) => (
+                ConditionState::Degraded,
+                format!("what is written was rejected, the old one goes on: {}", problems.join("; ")),
+            ),
             _ => (ConditionState::Ok, String::new()),
         };
         vec![Condition { component: "config".to_owned(), state, message }]

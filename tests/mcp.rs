@@ -190,9 +190,8 @@ async fn a_killed_http_upstream_is_said_and_comes_back() {
     sidecar.says("service/remote", &["refused"]).await;
     let port = upstream.url.split(':').nth(2).unwrap().split('/').next().unwrap().to_owned();
     let _again = HttpServer::start(with(peers::argv("mcp_python_server"), &["http", "--port", &port])).await;
-    eventually(Duration::from_secs(10), "calls succeed again", || {
-        let client = &mut client;
-        async move { client.call("echo", json!({ "text": "c" })).await["result"].is_object().then_some(()) }
+    eventually(Duration::from_secs(10), "calls succeed again", async || {
+        client.call("echo", json!({ "text": "c" })).await["result"].is_object().then_some(())
     })
     .await;
 }

@@ -93,7 +93,9 @@ fn ask(
         match result {
             Ok(response) => match serde_json::from_slice::<Value>(&response.body) {
                 Ok(json) => answer(response.status, &json),
-                Err(_) => failed(&format!("{} answered {} with something else than JSON", socket.display(), response.status)),
+                Err(_) => {
+                    failed(&format!("{} answered {} with something else than JSON", socket.display(), response.status))
+                }
             },
             Err(error) => failed(&error.to_string()),
         }
@@ -122,7 +124,8 @@ fn status_text(status: &Value) -> String {
     conditions.sort_by_key(|condition| rank(condition));
     let width = conditions.iter().filter_map(|c| c["component"].as_str()).map(str::len).max().unwrap_or(0);
     for condition in conditions {
-        let (component, state) = (condition["component"].as_str().unwrap_or("?"), condition["state"].as_str().unwrap_or("?"));
+        let (component, state) =
+            (condition["component"].as_str().unwrap_or("?"), condition["state"].as_str().unwrap_or("?"));
         let line = format!("  {state:<8}  {component:<width$}  {}", condition["message"].as_str().unwrap_or(""));
         let _ = writeln!(text, "{}", line.trim_end());
     }

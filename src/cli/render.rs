@@ -49,7 +49,9 @@ async fn once(config: Config) -> Result<Vec<String>, PartError> {
     telemetry.attach_secrets(reader.clone());
     let supervisor = Supervisor::start(parts);
     let rendered = match secrets.fetch_all_once().await {
-        Ok(()) => render::render_once(&config.templates, reader.as_ref(), audit.as_ref()).await.map_err(PartError::from),
+        Ok(()) => {
+            render::render_once(&config.templates, reader.as_ref(), audit.as_ref()).await.map_err(PartError::from)
+        }
         Err(error) => Err(error.into()),
     };
     supervisor.stop(config.shutdown_timeout).await;

@@ -10,16 +10,11 @@ pub mod peers;
 pub mod sidecar;
 pub mod upstream;
 
-use std::future::Future;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 /// Polls until `holds` gives a value; panics with `what` after `patience`.
-pub async fn eventually<T, F, R>(patience: Duration, what: &str, mut holds: F) -> T
-where
-    F: FnMut() -> R,
-    R: Future<Output = Option<T>>,
-{
+pub async fn eventually<T>(patience: Duration, what: &str, mut holds: impl AsyncFnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
         if let Some(found) = holds().await {

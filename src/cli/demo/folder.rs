@@ -43,6 +43,15 @@ impl DemoFolder {
         self.path.join("data/audit.log")
     }
 
+    /// Where the sidecar's own log goes.
+    pub fn log(&self) -> io::Result<fs::File> {
+        fs::OpenOptions::new().append(true).create(true).mode(0o600).open(self.log_path())
+    }
+
+    pub fn log_path(&self) -> PathBuf {
+        self.path.join("mcpeg.log")
+    }
+
     /// Writes a new token into the secrets file, whole: beside it, then renamed over it.
     pub fn rotate(&self, token: &str) -> io::Result<()> {
         self.write("secrets.new", &format!("weather: {{ token: {token} }}\n"))?;

@@ -10,7 +10,7 @@ pub mod server;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -47,15 +47,27 @@ async fn play(keep: bool) -> anyhow::Result<()> {
     let program = std::env::current_exe().context("finding this program")?;
     let (old, new) = (made_up_token(), made_up_token());
 
-    say("mcpeg demo: a credential rotates under load; the agent never sees it, no call fails, everything is on record\n");
-    let (upstream, listening) = Running::start(&program, &["demo-server", "--port", "0"], "listening on ").await?;
+    say(
+        "mcpeg demo: a credential rotates under load; the agent never sees it, no call fails, everything is on record\n",
+    );
+    let (upstream, listening) =
+        Running::start(&program, &["demo-server", "--port", "0"], "listening on ", Stdio::inherit()).await?;
     let address = listening.trim_start_matches("listening on ").to_owned();
     let folder = DemoFolder::create(&address, &program, &old, keep).context("making the demo's folder")?;
-    step(1, &format!("a folder with a configuration, a secrets file, a template and two services: {}", folder.path().display()));
+    step(
+        1,
+        &format!(
+            "a folder with a configuration, a secrets file, a template and two services: {}",
+            folder.path().display()
+        ),
+    );
 
     let config = folder.config().display().to_string();
     let begun = Instant::now();
-    let (sidecar, ready) = Running::start(&program, &["run", "--config", &config], "ready").await?;
+    let log = folder.log().context("making the sidecar's log")?;
+    let (sidecar, ready) = Running::start(&program, &["run", "--config", &config], "ready", log.into())
+        .await
+        .with_context(|| format!("its log ends with: {}", last_line(&folder.log_path())))?;
     step(2, &format!("the sidecar was ready after {} ms", begun.elapsed().as_millis()));
     ensure!(ready.contains("mcpeg.sock"), "the ready line does not name the socket: {ready}");
 
@@ -78,17 +90,25 @@ async fn play(keep: bool) -> anyhow::Result<()> {
 /// Lists the tools of both services and calls one of each.
 async fn use_tools(agent: &mut Agent, token: &str) -> anyhow::Result<()> {
     let list = agent.request("tools/list", json!({})).await.context("listing tools")?;
-    let names: Vec<&str> = list["tools"].as_array().into_iter().flatten().filter_map(|tool| tool["name"].as_str()).collect();
+    let names: Vec<&str> =
+        list["tools"].as_array().into_iter().flatten().filter_map(|tool| tool["name"].as_str()).collect();
     ensure!(names.contains(&"weather__forecast") && names.contains(&"local__whoami"), "tools are missing: {names:?}");
     step(3, &format!("an agent connected to the socket and sees {} tools: {}", names.len(), names.join(", ")));
 
-    let weather = agent.call("weather__forecast", json!({ "place": "Oslo" })).await.context("calling weather__forecast")?;
+    let weather =
+        agent.call("weather__forecast", json!({ "place": "Oslo" })).await.context("calling weather__forecast")?;
     let expected = server::fingerprint(token.as_bytes());
     for service in ["weather", "local"] {
-        let said = agent.call(&format!("{service}__whoami"), json!({})).await.with_context(|| format!("calling {service}__whoami"))?;
+        let said = agent
+            .call(&format!("{service}__whoami"), json!({}))
+            .await
+            .with_context(|| format!("calling {service}__whoami"))?;
         ensure!(said.contains(&expected), "{service} was called by another credential: {said}");
     }
-    step(4, &format!("a call: forecast(Oslo) = \"{weather}\"; both upstreams got the credential (fingerprint {expected})"));
+    step(
+        4,
+        &format!("a call: forecast(Oslo) = \"{weather}\"; both upstreams got the credential (fingerprint {expected})"),
+    );
     no_secret_in(&agent.received, &[token])?;
     step(5, "the agent was sent no byte of it");
     Ok(())
@@ -115,7 +135,9 @@ async fn rotate_under_load(folder: &DemoFolder, old: &str, new: &str, agent: Age
     let rotated = Instant::now();
     folder.rotate(new).context("rotating the secret")?;
     let path = folder.rendered();
-    let rendered = wait_until(Duration::from_secs(5), || std::fs::read_to_string(&path).is_ok_and(|text| text.contains(new))).await;
+    let rendered =
+        wait_until(Duration::from_secs(5), || std::fs::read_to_string(&path).is_ok_and(|text| text.contains(new)))
+            .await;
     let until_file = rotated.elapsed();
     tokio::time::sleep(Duration::from_millis(1500)).await;
     stop.store(true, Ordering::Relaxed);
@@ -125,19 +147,32 @@ async fn rotate_under_load(folder: &DemoFolder, old: &str, new: &str, agent: Age
     let (calls, bad) = tallies.iter().fold((0, 0), |(calls, bad), tally| (calls + tally.calls, bad + tally.failed));
     let expected = [server::fingerprint(old.as_bytes()), server::fingerprint(new.as_bytes())];
     for tally in &tallies {
-        ensure!(tally.credentials == expected, "an upstream was called by {:?}, not by {expected:?}", tally.credentials);
+        ensure!(
+            tally.credentials == expected,
+            "an upstream was called by {:?}, not by {expected:?}",
+            tally.credentials
+        );
         no_secret_in(&tally.received, &[old, new])?;
     }
     no_secret_in(&agent.received, &[old, new])?;
     ensure!(bad == 0, "{bad} of {calls} calls failed");
     let slowest = tallies.iter().map(|tally| tally.slowest).max().unwrap_or_default();
-    step(6, &format!("the secret rotated while three agents called: the rendered file had it after {} ms", until_file.as_millis()));
-    step(7, &format!(
-        "{calls} calls, 0 failed, slowest {} ms; both upstreams moved from {} to {}; the agents were sent no byte of either",
-        slowest.as_millis(),
-        expected[0],
-        expected[1]
-    ));
+    step(
+        6,
+        &format!(
+            "the secret rotated while three agents called: the rendered file had it after {} ms",
+            until_file.as_millis()
+        ),
+    );
+    step(
+        7,
+        &format!(
+            "{calls} calls, 0 failed, slowest {} ms; both upstreams moved from {} to {}; the agents were sent no byte of either",
+            slowest.as_millis(),
+            expected[0],
+            expected[1]
+        ),
+    );
     Ok(())
 }
 
@@ -176,6 +211,10 @@ fn show_audit(folder: &DemoFolder, tokens: &[&str]) -> anyhow::Result<()> {
 fn no_secret_in(text: &str, tokens: &[&str]) -> anyhow::Result<()> {
     ensure!(!tokens.iter().any(|token| text.contains(token)), "the credential itself was found where it must not be");
     Ok(())
+}
+
+fn last_line(file: &Path) -> String {
+    std::fs::read_to_string(file).unwrap_or_default().lines().last().unwrap_or("nothing").to_owned()
 }
 
 async fn wait_until(patience: Duration, holds: impl Fn() -> bool) -> anyhow::Result<()> {

@@ -26,13 +26,14 @@ pub enum MemoryView {
 }
 
 impl Running {
-    /// Starts `program` and waits for its first line on standard output, which has to start with `expected`.
-    pub async fn start(program: &Path, args: &[&str], expected: &str) -> anyhow::Result<(Self, String)> {
+    /// Starts `program` and waits for its first line on standard output, which has to start with `expected`. Its own log goes to `log`.
+    pub async fn start(program: &Path, args: &[&str], expected: &str, log: Stdio) -> anyhow::Result<(Self, String)> {
         let mut child = Command::new(program)
             .args(args)
             .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("starting {}", args.join(" ")))?;
@@ -40,7 +41,9 @@ impl Running {
         let mut line = String::new();
         let read = timeout(PATIENCE, stdout.read_line(&mut line)).await;
         match read {
-            Ok(Ok(_)) if line.starts_with(expected) => Ok((Self { child, _stdout: stdout }, line.trim_end().to_owned())),
+            Ok(Ok(_)) if line.starts_with(expected) => {
+                Ok((Self { child, _stdout: stdout }, line.trim_end().to_owned()))
+            }
             Ok(Ok(0)) => bail!("`{}` ended before it was ready", args.join(" ")),
             Ok(Ok(_)) => bail!("`{}` said {:?}, not {expected:?}", args.join(" "), line.trim_end()),
             Ok(Err(error)) => Err(error).context("reading what the child says"),

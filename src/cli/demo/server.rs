@@ -86,7 +86,9 @@ async fn respond(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, In
             .unwrap_or_default();
         match Limited::new(request.into_body(), MAX_BODY).collect().await {
             Ok(body) => match serde_json::from_slice::<Value>(&body.to_bytes()) {
-                Ok(message) => answer(&message, &credential).map_or_else(|| plain(StatusCode::ACCEPTED), |json| with_json(&json)),
+                Ok(message) => {
+                    answer(&message, &credential).map_or_else(|| plain(StatusCode::ACCEPTED), |json| with_json(&json))
+                }
                 Err(_) => plain(StatusCode::BAD_REQUEST),
             },
             Err(_) => plain(StatusCode::PAYLOAD_TOO_LARGE),
