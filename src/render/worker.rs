@@ -121,7 +121,7 @@ impl Worker {
         let mut changes = Vec::with_capacity(reads.0.len());
         for (item, read) in &reads.0 {
             let Some(receiver) = self.shared.context.secrets.subscribe(item) else { continue };
-            if read.as_ref().is_some_and(|read| read.version != *receiver.borrow()) {
+            if read.is_behind(*receiver.borrow()) {
                 return None;
             }
             changes.push(receiver);
@@ -136,10 +136,12 @@ impl Worker {
 
     /// A secret that is missing is asked for often, because that costs nothing; other failures less and less often.
     fn retry_in(&self, error: &RenderError) -> Duration {
-        if error.is_waiting() || self.template.is_none() {
-            return LOOK_EVERY;
-        }
-        LOOK_EVERY.saturating_mul(1 << (self.failures.saturating_sub(1)).min(5)).min(RETRY_CAP)
+        let (first, cap) = match error.is_waiting() {
+            true => (WAITING_FIRST, LOOK_EVERY),
+            false if self.template.is_none() => (LOOK_EVERY, LOOK_EVERY),
+            false => (LOOK_EVERY, RETRY_CAP),
+        };
+        first.saturating_mul(1 << self.failures.saturating_sub(1).min(8)).min(cap)
     }
 }
 
@@ -165,4 +167,6 @@ async fn at(time: Option<Instant>) {
 }
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A fetch takes this long when all is well.
+const WAITING_FIRST: Duration = Duration::from_millis(20);
 const RETRY_CAP: Duration = Duration::from_secs(30);

@@ -2,7 +2,7 @@
 
 use crate::secret::SecretVersion;
 
-use super::super::template::Reads;
+use super::super::template::{ItemRead, Reads};
 
 /// Keeps the first bytes and counts the rest.
 #[derive(Default)]
@@ -21,8 +21,9 @@ impl Captured {
     /// The text without the values of what was read. If a version is gone by now it cannot be looked for, so nothing is shown.
     pub fn without_secrets(self, reads: &Reads) -> String {
         let mut text = self.bytes;
-        for read in reads.0.values().flatten() {
-            let Some(version) = read.held.upgrade() else {
+        for read in reads.0.values() {
+            let ItemRead::Version { held, .. } = read else { continue };
+            let Some(version) = held.upgrade() else {
                 return "[output withheld: a secret was replaced while the command ran]".to_owned();
             };
             text = redacted(text, &version, self.is_cut);
@@ -76,7 +77,6 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::super::template::ItemRead;
     use super::*;
     use crate::secret::Secret;
 
@@ -86,8 +86,8 @@ mod tests {
     }
 
     fn reads(version: &Arc<SecretVersion>) -> Reads {
-        let read = ItemRead { version: 1, held: Arc::downgrade(version) };
-        Reads(BTreeMap::from([("item".to_owned(), Some(read))]))
+        let read = ItemRead::Version { version: 1, held: Arc::downgrade(version) };
+        Reads(BTreeMap::from([("item".to_owned(), read)]))
     }
 
     #[test]

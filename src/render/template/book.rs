@@ -31,21 +31,49 @@ impl fmt::Debug for Pages {
     }
 }
 
-/// What a rendering read: each item, with its version if there was one. Holds no value.
+/// What a rendering read, by item. Holds no value.
 #[derive(Debug, Default)]
-pub(in super::super) struct Reads(pub BTreeMap<String, Option<ItemRead>>);
+pub(in super::super) struct Reads(pub BTreeMap<String, ItemRead>);
 
 #[derive(Debug)]
-pub(in super::super) struct ItemRead {
-    pub version: u64,
-    pub held: Weak<SecretVersion>,
+pub(in super::super) enum ItemRead {
+    Version {
+        version: u64,
+        held: Weak<SecretVersion>,
+    },
+    /// There was no version yet.
+    NotFetched,
+    /// Unknown, or too old to be used.
+    Refused,
 }
 
 impl Reads {
     /// `item@version`, for the record.
     pub fn in_words(&self) -> Vec<String> {
-        let named = self.0.iter().filter_map(|(item, read)| Some((item, read.as_ref()?)));
-        named.map(|(item, read)| format!("{item}@{}", read.version)).collect()
+        let named = self.0.iter().filter_map(|(item, read)| match read {
+            ItemRead::Version { version, .. } => Some(format!("{item}@{version}")),
+            ItemRead::NotFetched | ItemRead::Refused => None,
+        });
+        named.collect()
+    }
+}
+
+impl ItemRead {
+    fn of(found: &Result<Arc<SecretVersion>, SecretUnavailable>) -> Self {
+        match found {
+            Ok(version) => Self::Version { version: version.version, held: Arc::downgrade(version) },
+            Err(SecretUnavailable::NotFetched { .. }) => Self::NotFetched,
+            Err(SecretUnavailable::Unknown { .. } | SecretUnavailable::Stale { .. }) => Self::Refused,
+        }
+    }
+
+    /// A newer version than the one that was read has been published.
+    pub fn is_behind(&self, newest: u64) -> bool {
+        match self {
+            Self::Version { version, .. } => *version != newest,
+            Self::NotFetched => newest != 0,
+            Self::Refused => false,
+        }
     }
 }
 
@@ -93,9 +121,7 @@ impl Book {
     }
 
     pub fn reads(&self) -> Reads {
-        let read = |version: &Arc<SecretVersion>| ItemRead { version: version.version, held: Arc::downgrade(version) };
-        let pages = self.pages();
-        Reads(pages.items.iter().map(|(item, found)| (item.clone(), found.as_ref().ok().map(read))).collect())
+        Reads(self.pages().items.iter().map(|(item, found)| (item.clone(), ItemRead::of(found))).collect())
     }
 
     /// One of the values that were read stands in `text`.

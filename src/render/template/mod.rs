@@ -29,10 +29,8 @@ use crate::ports::SecretReader;
 use super::RenderError;
 
 use book::Book;
-#[cfg(test)]
-pub(super) use book::ItemRead;
-pub(super) use book::Reads;
 pub use book::SecretProblem;
+pub(super) use book::{ItemRead, Reads};
 
 pub(super) struct Template {
     source: PathBuf,
