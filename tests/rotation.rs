@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::bao::{Bao, ROOT_TOKEN};
+use crate::support::bao::{Bao, ROOT_TOKEN, TlsBao};
 use crate::support::mcp::Client;
 use crate::support::sidecar::{Folder, Sidecar};
 use crate::support::upstream::HttpServer;
@@ -206,6 +206,38 @@ audit: {{ path: audit.log }}
     })
     .await;
     assert!(sidecar.folder.audit("provider.login").len() >= 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tls_it_trusts_the_ca_file_and_nobody_else_and_leaves_nothing_behind() {
+    let bao = TlsBao::start().await;
+    bao.put("app", "token", &value(1));
+    let main = |tls: &str| {
+        format!(
+            "version: \"1.0\"\nsecrets:\n  providers:\n    corp: {{ type: vault, address: \"{}\", auth: {{ method: token, token_file: token }}, tls: {tls} }}\n  \
+             items:\n    app: {{ provider: corp, path: secret/data/app, refresh: 500ms }}\ntemplates:\n  - {{ source: app.j2, destination: app.conf }}\n",
+            bao.address()
+        )
+    };
+    let trusting = main(&format!("{{ ca_file: {} }}", bao.ca_file()));
+    let folder = Folder::new(&[("mcpeg.yaml", &trusting), ("token", ROOT_TOKEN), ("app.j2", "{{ secret.app.token }}")]);
+    let sidecar = Sidecar::start(folder);
+    assert_eq!(sidecar.folder.read("app.conf"), value(1));
+    bao.put("app", "token", &value(2));
+    eventually(Duration::from_secs(5), "the file follows", async || (sidecar.folder.read("app.conf") == value(2)).then_some(())).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    if let Some(found) = memory::find(sidecar.pid(), &value(1)) {
+        assert!(found.is_empty(), "{} copies of the old value: {found:#?}", found.len());
+    }
+
+    let folder = Folder::new(&[("mcpeg.yaml", &main("{}")), ("token", ROOT_TOKEN), ("app.j2", "{{ secret.app.token }}")]);
+    let (stranger, _lines) = Sidecar::spawn(folder, &[]);
+    eventually(Duration::from_secs(10), "the admin socket is there", async || {
+        stranger.folder.path("run/admin.sock").exists().then_some(())
+    })
+    .await;
+    stranger.says("provider/corp", &["certificate"]).await;
+    assert!(!stranger.folder.path("app.conf").exists());
 }
 
 async fn who(client: &mut Client) -> Value {

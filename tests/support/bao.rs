@@ -84,6 +84,64 @@ impl Bao {
     }
 }
 
+/// A real OpenBao that speaks TLS with a certificate of its own making.
+pub struct TlsBao {
+    child: Child,
+    port: u16,
+    folder: tempfile::TempDir,
+}
+
+impl TlsBao {
+    pub async fn start() -> Self {
+        let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+        let child = Command::new(peers::path("bao"))
+            .args(["server", "-dev-tls", "-dev-no-store-token"])
+            .arg(format!("-dev-tls-cert-dir={}", folder.path().display()))
+            .arg(format!("-dev-root-token-id={ROOT_TOKEN}"))
+            .arg(format!("-dev-listen-address=127.0.0.1:{port}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let bao = Self { child, port, folder };
+        eventually(Duration::from_secs(20), "OpenBao is up", async || bao.bao(&["status"]).then_some(())).await;
+        bao
+    }
+
+    pub fn address(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    pub fn ca_file(&self) -> String {
+        self.folder.path().join("vault-ca.pem").display().to_string()
+    }
+
+    /// Writes one field of a KV v2 secret.
+    pub fn put(&self, name: &str, field: &str, value: &str) {
+        assert!(self.bao(&["kv", "put", "-mount=secret", name, &format!("{field}={value}")]));
+    }
+
+    /// Runs the real command line; whether it succeeded.
+    fn bao(&self, args: &[&str]) -> bool {
+        let output = Command::new(peers::path("bao"))
+            .args(args)
+            .env("BAO_ADDR", self.address())
+            .env("BAO_CACERT", self.ca_file())
+            .env("BAO_TOKEN", ROOT_TOKEN)
+            .output()
+            .unwrap();
+        output.status.success()
+    }
+}
+
+impl Drop for TlsBao {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 impl Drop for Bao {
     fn drop(&mut self) {
         self.down();
