@@ -1,3 +1,100 @@
-//! (head)
+//! MCP: carries a client's messages over local sockets to the upstreams, and puts the credentials in on the way.
+//!
+//! The way of a message: `listener` (who may connect) -> `lines` (framing) -> `session` (one client, one service, byte for byte) or
+//! `router` (one client, all services) -> `message` (the envelope only) -> `policy` -> `upstream` (a child or an HTTP session of its
+//! own) -> back. `call` records every request on every way out. `registry` is what is configured; `handle` changes it.
+//!
+//! This domain must not know where secrets, audit events and metrics come from or go to: `ports` and a meter are handed in.
 
+mod answer;
+mod call;
+pub mod connect;
+mod credentials;
+mod envelope;
+mod handle;
+mod lines;
+mod listener;
+mod message;
+mod metrics;
+mod policy;
+mod protocol;
+mod registry;
+mod router;
+mod service;
+mod session;
+mod sessions;
 pub mod settings;
+mod splice;
+mod trace;
+mod upstream;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use opentelemetry::metrics::Meter;
+use tokio::sync::{mpsc, watch};
+
+use self::call::Recorder;
+pub use self::handle::{McpHandle, Staged};
+pub use self::listener::unix::SocketError;
+use self::metrics::Metrics;
+use self::registry::{Registry, Shared};
+use self::settings::McpSettings;
+pub use self::upstream::client::ClientError;
+use crate::lifecycle::{Part, Readiness, Stage};
+use crate::ports::{AuditLog, SecretReader};
+
+/// How the aggregate presents itself, to clients and to upstreams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub name: String,
+    pub version: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum McpError {
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("service {service}: {source}")]
+    Client { service: String, source: ClientError },
+}
+
+/// Binds the sockets and gives the parts that serve them: a listener, which stops first, and the sessions.
+pub fn build(
+    settings: McpSettings,
+    secrets: Arc<dyn SecretReader>,
+    audit: Arc<dyn AuditLog>,
+    meter: Meter,
+    identity: Identity,
+) -> Result<(McpHandle, Vec<Part>), McpError> {
+    let registry = Registry {
+        services: BTreeMap::new(),
+        sockets: Vec::new(),
+        limits: settings.limits.clone(),
+        allow_uids: Vec::new(),
+        closing: false,
+    };
+    let shared = Arc::new(Shared {
+        registry: watch::Sender::new(Arc::new(registry)),
+        secrets,
+        recorder: Arc::new(Recorder { audit, metrics: Metrics::new(&meter) }),
+        identity,
+        connections: Arc::new(AtomicUsize::new(0)),
+    });
+    let handle = McpHandle::new(shared.clone());
+    handle.stage(settings)?.publish()?;
+    let (accepted, connections) = mpsc::channel(ACCEPTED);
+    let (ready, readiness) = Readiness::channel();
+    let for_listener = shared.clone();
+    let listener = Part::new("mcp listener", Stage::Intake, readiness, move |shutdown| {
+        listener::run(for_listener, accepted, ready, shutdown)
+    });
+    let sessions = Part::new("mcp sessions", Stage::InFlight, Readiness::immediate(), move |shutdown| {
+        sessions::run(shared, connections, shutdown)
+    });
+    Ok((handle, vec![listener, sessions]))
+}
+
+/// Connections that are accepted and not yet served.
+const ACCEPTED: usize = 16;

@@ -1,0 +1,193 @@
+//! One request of a client, from its arrival to its end, and the record of it: audit event, metrics, span.
+//!
+//! Invariant: a `Call` is settled exactly once, and before its answer is written. Arguments and results are never looked at.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::metrics::{Metrics, Operation};
+use super::protocol::{TOOLS_CALL, method_label};
+use super::trace::{self, RequestSpan};
+use super::upstream::Failure;
+use crate::mcp::message::Request;
+use crate::ports::{AuditEvent, AuditLog, AuditRefused, Outcome};
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    pub uid: u32,
+    pub pid: Option<i32>,
+}
+
+pub struct Call {
+    /// As it was written.
+    pub id: Box<str>,
+    pub method: &'static str,
+    /// Of a method that the protocol does not know.
+    vendor_method: Option<Box<str>>,
+    /// The tool, prompt or nothing.
+    called: Option<Box<str>>,
+    started: Instant,
+    sent: Option<Instant>,
+    pub span: RequestSpan,
+    /// `github@3`: the secrets that were put in for this request.
+    pub versions: Arc<[String]>,
+}
+
+/// How a request ended.
+#[derive(Debug)]
+pub enum Ending<'a> {
+    /// The upstream answered with a result.
+    Answered { tool_error: bool },
+    /// The upstream, or mcpeg in its place, answered with an error of the protocol.
+    ErrorAnswer { code: Option<i64> },
+    /// The upstream could not answer.
+    Failed(&'a Failure),
+    TimedOut,
+    /// The client did not want the answer any more.
+    Cancelled,
+    /// The client closed its connection.
+    ClientGone,
+    /// Policy or a bound: nothing was tried.
+    Denied { kind: &'static str },
+}
+
+impl Call {
+    pub fn begin(request: &Request<'_>, service: &str) -> Self {
+        let method = method_label(&request.method);
+        let called = request.called_name();
+        let parent = request.traceparent();
+        let span = trace::start(&request.method, called.as_deref(), service, request.id.raw(), parent.as_deref());
+        Self {
+            id: request.id.raw().into(),
+            method,
+            vendor_method: (method == "other").then(|| clip(&request.method).into()),
+            called: called.map(|name| clip(&name).into()),
+            started: Instant::now(),
+            sent: None,
+            span,
+            versions: Arc::default(),
+        }
+    }
+
+    /// The request is on its way to the upstream.
+    pub fn sent(&mut self) {
+        self.sent = Some(Instant::now());
+    }
+
+    fn tool(&self) -> Option<&str> {
+        (self.method == TOOLS_CALL).then_some(self.called.as_deref()).flatten()
+    }
+}
+
+impl Ending<'_> {
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Answered { tool_error: false } => Outcome::Success,
+            Self::Denied { .. } => Outcome::Denied,
+            _ => Outcome::Failure,
+        }
+    }
+
+    /// The value of `error.type`.
+    fn error(&self) -> Option<Cow<'static, str>> {
+        Some(match self {
+            Self::Answered { tool_error: false } => return None,
+            Self::Answered { tool_error: true } => "tool_error".into(),
+            Self::ErrorAnswer { code: Some(code) } if (-32800..=-32000).contains(code) => code.to_string().into(),
+            Self::ErrorAnswer { .. } => "rpc_error".into(),
+            Self::Failed(failure) => failure.kind.into(),
+            Self::TimedOut => "timeout".into(),
+            Self::Cancelled => "cancelled".into(),
+            Self::ClientGone => "client_gone".into(),
+            Self::Denied { kind } => (*kind).into(),
+        })
+    }
+}
+
+/// Writes down what became of requests and connections.
+pub struct Recorder {
+    pub audit: Arc<dyn AuditLog>,
+    pub metrics: Metrics,
+}
+
+impl Recorder {
+    /// Records the end of a call. On `Err` the caller must give the client an error in place of the answer.
+    pub fn settle(
+        &self,
+        call: &Call,
+        service: &Arc<str>,
+        peer: Peer,
+        ending: &Ending<'_>,
+    ) -> Result<(), AuditRefused> {
+        let now = Instant::now();
+        let total = now.duration_since(call.started);
+        let error = ending.error();
+        let operation =
+            Operation { method: call.method, service: service.clone(), tool: call.tool(), error: error.as_deref() };
+        self.metrics.answered(&operation, total, call.sent.map(|sent| now.duration_since(sent)));
+        call.span.finish(error.as_deref());
+        self.audit.record(event(call, service, peer, ending.outcome(), error, total))
+    }
+
+    /// Records a message that could not even be read.
+    pub fn refused(&self, id: Option<&str>, service: &Arc<str>, peer: Peer, kind: &str) -> Result<(), AuditRefused> {
+        let event = AuditEvent::new("mcp.request", Outcome::Denied)
+            .with("mcpeg.service", &**service)
+            .with("mcpeg.peer.uid", peer.uid)
+            .with_some("mcpeg.peer.pid", peer.pid.map(i64::from))
+            .with("mcpeg.decision", "deny")
+            .with("error.type", kind)
+            .with_some("jsonrpc.request.id", id.map(|id| clip(id.trim_matches('"'))));
+        self.audit.record(event)
+    }
+
+    /// Records a connection that was not let in. There is nothing to refuse any more if this fails.
+    pub fn connection_denied(&self, socket: &str, peer: Peer, kind: &str) {
+        let event = AuditEvent::new("mcp.connection", Outcome::Denied)
+            .with("mcpeg.service", socket)
+            .with("mcpeg.peer.uid", peer.uid)
+            .with_some("mcpeg.peer.pid", peer.pid.map(i64::from))
+            .with("mcpeg.decision", "deny")
+            .with("error.type", kind);
+        if let Err(error) = self.audit.record(event) {
+            tracing::error!(%error, socket, uid = peer.uid, "a refused connection could not be audited");
+        }
+    }
+}
+
+fn event(
+    call: &Call,
+    service: &str,
+    peer: Peer,
+    outcome: Outcome,
+    error: Option<Cow<'static, str>>,
+    total: Duration,
+) -> AuditEvent {
+    let decision = if outcome == Outcome::Denied { "deny" } else { "allow" };
+    let versions = (!call.versions.is_empty()).then(|| call.versions.to_vec());
+    let mut event = AuditEvent::new("mcp.request", outcome)
+        .with("mcp.method.name", call.vendor_method.as_deref().unwrap_or(call.method))
+        .with_some("gen_ai.tool.name", call.tool())
+        .with("mcpeg.service", service)
+        .with("mcpeg.peer.uid", peer.uid)
+        .with_some("mcpeg.peer.pid", peer.pid.map(i64::from))
+        .with("mcpeg.decision", decision)
+        .with_some("error.type", error.as_deref())
+        .with("mcpeg.duration", total.as_secs_f64())
+        .with_some("mcpeg.secret.versions", versions)
+        .with("jsonrpc.request.id", clip(call.id.trim_matches('"')));
+    event.trace = call.span.ids;
+    event
+}
+
+/// A client's word as it goes into a record: not longer than a name may be.
+fn clip(text: &str) -> &str {
+    match text.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => &text[..end],
+        None => text,
+    }
+}
+
+const MAX_CHARS: usize = 128;

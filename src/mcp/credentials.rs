@@ -1,0 +1,54 @@
+//! Puts secrets into what an upstream needs, at the moment of use, and says which versions were used.
+//!
+//! Nothing here keeps a value: what `resolve` returns lives in locked memory and is wiped when the caller lets go of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::settings::{ServiceSettings, UpstreamSettings};
+use crate::ports::{SecretReader, SecretUnavailable};
+use crate::secret::{ResolveError, Secret, SecretText};
+
+/// Why a header or a variable has no value now. Names the place and the secret, never a value.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialError {
+    #[error("{place}: {source}")]
+    Unresolved { place: String, source: ResolveError<SecretUnavailable> },
+    #[error("{place}: the secret holds bytes that may not stand in a header")]
+    NotAHeaderValue { place: String },
+}
+
+/// The versions that were read for one use.
+#[derive(Debug, Default)]
+pub struct Versions(BTreeMap<String, u64>);
+
+impl Versions {
+    /// `item@version`, by item.
+    pub fn list(&self) -> Arc<[String]> {
+        self.0.iter().map(|(item, version)| format!("{item}@{version}")).collect()
+    }
+}
+
+/// The current text. `place` is said in the error: `header authorization`, `variable GITHUB_TOKEN`.
+pub fn resolve(
+    text: &SecretText,
+    place: impl FnOnce() -> String,
+    secrets: &dyn SecretReader,
+    versions: &mut Versions,
+) -> Result<Secret, CredentialError> {
+    text.resolve(|reference| {
+        let version = secrets.current(&reference.item)?;
+        versions.0.insert(reference.item.clone(), version.version);
+        Ok(version)
+    })
+    .map_err(|source| CredentialError::Unresolved { place: place(), source })
+}
+
+/// The items whose change concerns a service.
+pub fn items(settings: &ServiceSettings) -> BTreeSet<String> {
+    let texts: Vec<&SecretText> = match &settings.upstream {
+        UpstreamSettings::Stdio(stdio) => stdio.env.values().collect(),
+        UpstreamSettings::Http(http) => http.headers.iter().map(|(_, value)| value).collect(),
+    };
+    texts.into_iter().flat_map(SecretText::references).map(|reference| reference.item.clone()).collect()
+}

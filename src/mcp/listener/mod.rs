@@ -1,0 +1,157 @@
+//! Accepts connections on all sockets and hands those that may come in over to the sessions.
+//!
+//! Who may: the process's own uid, and those of `allow_uids`, by the credentials that the kernel gives (`SO_PEERCRED`); up to
+//! `max_connections` at once. Everybody else is closed, and that is audited. It reads and writes no message.
+
+pub mod unix;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::answer;
+use super::call::Peer;
+use super::protocol::code;
+use super::registry::{ConnectionPermit, Registry, Shared, Socket, Target};
+use crate::lifecycle::{PartError, ReadySignal, Shutdown};
+
+/// A connection that was let in.
+pub struct Accepted {
+    pub stream: UnixStream,
+    pub peer: Peer,
+    pub target: Target,
+    pub permit: ConnectionPermit,
+}
+
+/// Accepts on the sockets of the registry, as they come and go, until it is told to stop.
+pub async fn run(
+    shared: Arc<Shared>,
+    accepted: mpsc::Sender<Accepted>,
+    ready: ReadySignal,
+    mut shutdown: Shutdown,
+) -> Result<(), PartError> {
+    let mut registry = shared.registry.subscribe();
+    let mut loops = JoinSet::new();
+    let mut running = HashMap::new();
+    loop {
+        let now = registry.borrow_and_update().clone();
+        reconcile(&shared, &accepted, &now, &mut loops, &mut running)?;
+        drop(now);
+        ready.ready();
+        tokio::select! {
+            () = shutdown.requested() => break,
+            changed = registry.changed() => if changed.is_err() { break },
+        }
+    }
+    // Their names go now, so that nobody waits in the backlog of a socket on which nobody accepts.
+    shared.update(|registry| registry.sockets.clear());
+    Ok(())
+}
+
+/// Starts a loop for each new socket and ends those of sockets that are no more.
+fn reconcile(
+    shared: &Arc<Shared>,
+    accepted: &mpsc::Sender<Accepted>,
+    registry: &Registry,
+    loops: &mut JoinSet<()>,
+    running: &mut HashMap<u32, AbortHandle>,
+) -> io::Result<()> {
+    let key = |socket: &Socket| socket.bound.number();
+    running.retain(|known, task| {
+        let stays = registry.sockets.iter().any(|socket| key(socket) == *known);
+        if !stays {
+            task.abort();
+        }
+        stays
+    });
+    for socket in &registry.sockets {
+        if !running.contains_key(&key(socket)) {
+            let listener = socket.bound.listener()?;
+            tracing::info!(socket = socket.target.name(), path = %socket.bound.path().display(), "listening");
+            // The loop does not hold the socket itself, so that its name goes when the registry lets go of it.
+            let task = loops.spawn(accept(shared.clone(), listener, socket.target.clone(), accepted.clone()));
+            running.insert(key(socket), task);
+        }
+    }
+    while loops.try_join_next().is_some() {}
+    Ok(())
+}
+
+async fn accept(shared: Arc<Shared>, listener: UnixListener, target: Target, accepted: mpsc::Sender<Accepted>) {
+    let registry = shared.registry.subscribe();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                if let Some(connection) = admit(&shared, &registry, stream, &target).await
+                    && accepted.send(connection).await.is_err()
+                {
+                    return;
+                }
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: the backlog keeps who waits.
+                tracing::error!(%error, socket = target.name(), "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
+    }
+}
+
+async fn admit(
+    shared: &Shared,
+    registry: &watch::Receiver<Arc<Registry>>,
+    mut stream: UnixStream,
+    target: &Target,
+) -> Option<Accepted> {
+    let registry = registry.borrow().clone();
+    let peer = match stream.peer_cred() {
+        Ok(credentials) => Peer { uid: credentials.uid(), pid: credentials.pid() },
+        Err(error) => {
+            tracing::error!(%error, socket = target.name(), "a peer's credentials could not be read: closed");
+            return None;
+        }
+    };
+    if !may_connect(peer.uid, &registry.allow_uids) {
+        tracing::warn!(uid = peer.uid, pid = peer.pid, socket = target.name(), "a connection was refused: uid not allowed");
+        shared.recorder.connection_denied(target.name(), peer, "uid_not_allowed");
+        return None;
+    }
+    let limit = registry.limits.max_connections;
+    let Some(permit) = ConnectionPermit::take(&shared.connections, limit) else {
+        tracing::warn!(limit, socket = target.name(), "a connection was refused: too many");
+        shared.recorder.connection_denied(target.name(), peer, "too_many_connections");
+        let text = format!("mcpeg serves {limit} connections already, which is the limit");
+        let mut line = answer::error(None, code::TOO_MANY, &text, None);
+        line.push(b'\n');
+        // A courtesy: a fresh socket has room for a line, and a client that is gone needs none.
+        let _ = tokio::time::timeout(COURTESY, stream.write_all(&line)).await;
+        return None;
+    };
+    Some(Accepted { stream, peer, target: target.clone(), permit })
+}
+
+fn may_connect(uid: u32, allowed: &[u32]) -> bool {
+    uid == rustix::process::geteuid().as_raw() || allowed.contains(&uid)
+}
+
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+const COURTESY: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_uid_always_may_and_others_only_when_named() {
+        let own = rustix::process::geteuid().as_raw();
+        assert!(may_connect(own, &[]));
+        assert!(!may_connect(own + 1, &[own + 2]));
+        assert!(may_connect(own + 1, &[own + 1]));
+    }
+}

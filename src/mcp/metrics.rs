@@ -1,0 +1,134 @@
+//! The MCP domain's metrics, declared once. Names and boundaries are those of OpenTelemetry's semantic conventions for MCP.
+//!
+//! Invariant: the variety of every label is bounded: methods by the protocol, services by the configuration, tools by `MAX_TOOLS`.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Histogram, Meter, UpDownCounter};
+
+pub struct Metrics {
+    server_operation: Histogram<f64>,
+    client_operation: Histogram<f64>,
+    sessions: UpDownCounter<i64>,
+    restarts: Counter<u64>,
+    bytes: Counter<u64>,
+    tools: Mutex<HashSet<Arc<str>>>,
+}
+
+/// One request, as it is labelled.
+pub struct Operation<'a> {
+    pub method: &'static str,
+    pub service: Arc<str>,
+    pub tool: Option<&'a str>,
+    /// The value of `error.type`, of bounded variety.
+    pub error: Option<&'a str>,
+}
+
+/// Where bytes came from.
+#[derive(Debug, Clone, Copy)]
+pub enum Direction {
+    FromClient,
+    FromUpstream,
+}
+
+impl Metrics {
+    pub fn new(meter: &Meter) -> Self {
+        let operation = |name: &'static str, description: &'static str| {
+            meter
+                .f64_histogram(name)
+                .with_unit("s")
+                .with_description(description)
+                .with_boundaries(BOUNDARIES.to_vec())
+                .build()
+        };
+        Self {
+            server_operation: operation(
+                "mcp.server.operation.duration",
+                "A client's request, from its arrival to its answer",
+            ),
+            client_operation: operation(
+                "mcp.client.operation.duration",
+                "A request to an upstream, from its sending to its answer",
+            ),
+            sessions: meter.i64_up_down_counter("mcpeg.mcp.sessions").with_unit("{session}").build(),
+            restarts: meter.u64_counter("mcpeg.mcp.child.restarts").with_unit("{restart}").build(),
+            bytes: meter.u64_counter("mcpeg.mcp.io").with_unit("By").build(),
+            tools: Mutex::default(),
+        }
+    }
+
+    /// A request of a client is answered. `upstream`: how long it was with the upstream, if it got there.
+    pub fn answered(&self, operation: &Operation<'_>, total: Duration, upstream: Option<Duration>) {
+        let mut labels = Vec::with_capacity(4);
+        labels.push(KeyValue::new("mcp.method.name", operation.method));
+        labels.push(KeyValue::new(SERVICE, operation.service.clone()));
+        if let Some(tool) = operation.tool {
+            labels.push(KeyValue::new("gen_ai.tool.name", self.bounded(tool)));
+        }
+        if let Some(error) = operation.error {
+            labels.push(KeyValue::new("error.type", error.to_owned()));
+        }
+        self.server_operation.record(total.as_secs_f64(), &labels);
+        if let Some(upstream) = upstream {
+            self.client_operation.record(upstream.as_secs_f64(), &labels);
+        }
+    }
+
+    pub fn session_opened(&self, service: &Arc<str>) {
+        self.sessions.add(1, &[KeyValue::new(SERVICE, service.clone())]);
+    }
+
+    pub fn session_closed(&self, service: &Arc<str>) {
+        self.sessions.add(-1, &[KeyValue::new(SERVICE, service.clone())]);
+    }
+
+    pub fn child_restarted(&self, service: &Arc<str>, reason: &'static str) {
+        self.restarts.add(1, &[KeyValue::new(SERVICE, service.clone()), KeyValue::new("mcpeg.reason", reason)]);
+    }
+
+    pub fn bytes(&self, service: &Arc<str>, direction: Direction, count: usize) {
+        let direction = match direction {
+            Direction::FromClient => "client",
+            Direction::FromUpstream => "upstream",
+        };
+        let labels = [KeyValue::new(SERVICE, service.clone()), KeyValue::new("mcpeg.io.source", direction)];
+        self.bytes.add(count as u64, &labels);
+    }
+
+    /// The first `MAX_TOOLS` names are labels; later ones share `other`.
+    fn bounded(&self, tool: &str) -> Arc<str> {
+        let mut tools = self.tools.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = tools.get(tool) {
+            return known.clone();
+        }
+        if tools.len() >= MAX_TOOLS || tool.len() > MAX_TOOL_BYTES {
+            return "other".into();
+        }
+        let name: Arc<str> = tool.into();
+        tools.insert(name.clone());
+        name
+    }
+}
+
+const SERVICE: &str = "mcpeg.service";
+const MAX_TOOLS: usize = 200;
+const MAX_TOOL_BYTES: usize = 128;
+const BOUNDARIES: [f64; 14] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_variety_of_tool_names_is_bounded() {
+        let metrics = Metrics::new(&opentelemetry::global::meter("test"));
+        for n in 0..MAX_TOOLS {
+            assert_eq!(&*metrics.bounded(&format!("tool{n}")), format!("tool{n}"));
+        }
+        assert_eq!(&*metrics.bounded("one too many"), "other");
+        assert_eq!(&*metrics.bounded("tool7"), "tool7");
+    }
+}

@@ -1,0 +1,212 @@
+//! One client on the aggregate's socket: mcpeg itself is the MCP server, and all services are behind it.
+//!
+//! A tool `t` of the service `s` is `s__t`. Lists are made from those of all services (`lists`); a call loses its prefix and goes, with
+//! the client's own id, to the service's `branch`, and its answer comes back byte for byte. What a client may ask for here is what is
+//! answered: tools, prompts, resources, ping; both eras. Servers' requests to the client (sampling, elicitation, roots) are refused, as no
+//! such capability is offered to them.
+//!
+//! Invariants: every id in `open` is answered or cancelled once; ids of our own begin with a random mark, so that no client's id is
+//! one; requests that go to one service are recorded by the session behind its branch, all others here.
+
+mod branch;
+mod lists;
+mod names;
+mod replies;
+mod requests;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::future::{pending, poll_fn};
+use std::io;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use self::branch::Branch;
+use self::lists::Collection;
+use super::call::{Call, Peer};
+use super::lines::{Lines, Progress};
+use super::message::IdKey;
+use super::protocol::Era;
+use super::registry::{AGGREGATE, Registry, Shared};
+use super::service::Service;
+use super::session::{ClientWriter, Session};
+use super::sessions::surroundings;
+use super::upstream::backoff::random;
+
+pub struct Router {
+    shared: Arc<Shared>,
+    registry: watch::Receiver<Arc<Registry>>,
+    /// The aggregate's name in records.
+    name: Arc<str>,
+    peer: Peer,
+    client: Lines<OwnedReadHalf, OwnedWriteHalf>,
+    /// By service. Made when something is sent there.
+    branches: BTreeMap<String, Branch>,
+    sessions: JoinSet<()>,
+    /// The client's requests that are not answered yet.
+    open: HashMap<IdKey, Open>,
+    /// Our own requests to services.
+    own: HashMap<IdKey, Own>,
+    /// Which service has listed a resource.
+    resources: HashMap<String, String>,
+    mark: u64,
+    count: u64,
+    /// What the client speaks, by its last request.
+    era: Era,
+    client_reads: bool,
+    client_writes: bool,
+}
+
+/// A request of the client.
+enum Open {
+    /// With a service; the answer comes under the same id.
+    Routed { service: String, method: &'static str, id: Box<str> },
+    Listing { call: Call, era: Era, list: Collection, deadline: Instant },
+    /// Services are tried one after the other; `line` is the request.
+    Searching { call: Call, line: String, left: VecDeque<String> },
+}
+
+/// A request of our own, and whom it is for.
+enum Own {
+    Page { open: IdKey, service: String },
+    Search { open: IdKey, service: String },
+}
+
+impl Router {
+    pub fn new(shared: Arc<Shared>, client: Lines<OwnedReadHalf, OwnedWriteHalf>, peer: Peer) -> Self {
+        Self {
+            registry: shared.registry.subscribe(),
+            shared,
+            name: AGGREGATE.into(),
+            peer,
+            client,
+            branches: BTreeMap::new(),
+            sessions: JoinSet::new(),
+            open: HashMap::new(),
+            own: HashMap::new(),
+            resources: HashMap::new(),
+            mark: random(),
+            count: 0,
+            era: Era::Legacy,
+            client_reads: true,
+            client_writes: true,
+        }
+    }
+
+    pub async fn run(mut self) {
+        self.shared.recorder.metrics.session_opened(&self.name);
+        while self.client_reads && !(self.open.is_empty() && (self.is_closing() || !self.client_writes)) {
+            let read_client = self.client_writes && !self.is_closing() && self.has_room();
+            let read_branches = !self.client.congested();
+            let deadline = self.deadline();
+            tokio::select! {
+                progress = self.client.progress(read_client) => self.on_client(progress),
+                (service, progress) = any_branch(&mut self.branches, read_branches) => self.on_branch(&service, progress),
+                changed = self.registry.changed() => if changed.is_ok() { self.services_changed() } else { break },
+                () = until(deadline) => self.expire(),
+                Some(_) = self.sessions.join_next() => {}
+                () = sleep(GONE_CHECK), if !self.client_writes => {
+                    self.client_reads = !self.client.writer().is_gone();
+                }
+            }
+        }
+        self.finish().await;
+    }
+
+    fn is_closing(&self) -> bool {
+        self.registry.borrow().closing
+    }
+
+    fn has_room(&self) -> bool {
+        self.branches.values().all(|branch| !branch.lines.congested())
+    }
+
+    fn on_client(&mut self, progress: io::Result<Progress>) {
+        match progress {
+            Ok(Progress::Read) => self.take_client_lines(),
+            Ok(Progress::Ended) => {
+                self.take_client_lines();
+                self.client_writes = false;
+            }
+            Ok(Progress::Room) => {}
+            Ok(Progress::Broken) | Err(_) => self.client_reads = false,
+        }
+    }
+
+    fn on_branch(&mut self, service: &str, progress: io::Result<Progress>) {
+        self.take_branch_lines(service);
+        match progress {
+            Ok(Progress::Read | Progress::Room) => {}
+            Ok(Progress::Ended | Progress::Broken) | Err(_) => self.branch_ended(service),
+        }
+    }
+
+    /// The branch to a service, with a session of its own behind it.
+    fn branch(&mut self, service: &Arc<Service>) -> &mut Branch {
+        let Self { branches, shared, peer, sessions, .. } = self;
+        branches.entry(service.name.to_string()).or_insert_with(|| {
+            let limit = shared.registry.borrow().limits.max_message_bytes;
+            let (near, far) = tokio::io::duplex(PIPE_BYTES);
+            let (reader, writer) = tokio::io::split(far);
+            let far = Lines::new(reader, writer, limit);
+            sessions.spawn(Session::new(surroundings(shared, service.clone()), far, *peer).run());
+            let (reader, writer) = tokio::io::split(near);
+            Branch::new(service.clone(), Lines::new(reader, writer, limit))
+        })
+    }
+
+    /// An id of our own.
+    fn next_id(&mut self) -> String {
+        self.count += 1;
+        format!("mcpeg-{:x}-{}", self.mark, self.count)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let lists = self.open.values().filter_map(|open| match open {
+            Open::Listing { deadline, .. } => Some(*deadline),
+            Open::Routed { .. } | Open::Searching { .. } => None,
+        });
+        lists.chain(self.branches.values().filter_map(Branch::deadline)).min()
+    }
+
+    async fn finish(self) {
+        let Self { mut client, branches, mut sessions, shared, name, client_reads, .. } = self;
+        if client_reads {
+            client.flush(FLUSH_PATIENCE).await;
+        }
+        drop(client);
+        // The sessions see the end of their pipes.
+        drop(branches);
+        while sessions.join_next().await.is_some() {}
+        shared.recorder.metrics.session_closed(&name);
+    }
+}
+
+/// The first branch on which something happens. Cancel-safe.
+async fn any_branch(branches: &mut BTreeMap<String, Branch>, read: bool) -> (String, io::Result<Progress>) {
+    poll_fn(|cx| {
+        for (service, branch) in &mut *branches {
+            if let Poll::Ready(progress) = branch.lines.poll_progress(cx, read) {
+                return Poll::Ready((service.clone(), progress));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
+
+const PIPE_BYTES: usize = 64 * 1024;
+const GONE_CHECK: Duration = Duration::from_millis(200);
+const FLUSH_PATIENCE: Duration = Duration::from_secs(2);

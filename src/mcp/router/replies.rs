@@ -1,0 +1,246 @@
+//! What comes back from the services of an aggregate.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use serde_json::value::RawValue;
+
+use super::branch::Greeted;
+use super::lists::Page;
+use super::{Open, Own, Router};
+use crate::mcp::answer;
+use crate::mcp::call::Ending;
+use crate::mcp::message::{Answer, AnswerBody, Field, IdKey, Message, Request, parse};
+use crate::mcp::protocol::{CANCELLED, Era, PING, RESOURCES_READ, code};
+use crate::mcp::splice;
+
+impl Router {
+    pub(super) fn take_branch_lines(&mut self, service: &str) {
+        while let Some(Ok(line)) = self.branches.get_mut(service).and_then(|branch| branch.lines.next_line()) {
+            match parse(&line) {
+                Ok(Message::Answer(answer)) => self.on_answer(service, &answer, &line),
+                Ok(Message::Request(request)) => self.on_server_request(service, &request),
+                // The server takes back a request that was refused already.
+                Ok(Message::Notification(notification)) if notification.method == CANCELLED => {}
+                Ok(Message::Notification(_)) => self.client.push(&line),
+                Err(refusal) => tracing::warn!(service, %refusal, "a line of a service's session is no message"),
+            }
+        }
+    }
+
+    /// Services have come or gone: a legacy client is told that its lists are not the same any more.
+    pub(super) fn services_changed(&mut self) {
+        let registry = self.registry.borrow_and_update().clone();
+        self.resources.retain(|_, service| registry.services.contains_key(service));
+        if self.era == Era::Legacy && !registry.closing {
+            for list in ["tools", "prompts", "resources"] {
+                self.client.push(&answer::notification(&format!("notifications/{list}/list_changed")));
+            }
+        }
+    }
+
+    /// Lists whose time is over, and greetings that nobody answers.
+    pub(super) fn expire(&mut self) {
+        let now = tokio::time::Instant::now();
+        let late = self.branches.iter().filter(|(_, branch)| branch.deadline().is_some_and(|deadline| deadline <= now));
+        let late: Vec<String> = late.map(|(service, _)| service.clone()).collect();
+        for service in late {
+            self.greeted(&service, None);
+        }
+        let mut due = Vec::new();
+        for (key, open) in &mut self.open {
+            if let Open::Listing { list, deadline, .. } = open
+                && *deadline <= now
+            {
+                list.give_up();
+                due.push(key.clone());
+            }
+        }
+        for key in due {
+            self.finish_list_if_done(&key);
+        }
+    }
+
+    /// The session behind a branch has ended: the service was removed, or mcpeg stops.
+    pub(super) fn branch_ended(&mut self, service: &str) {
+        self.branches.remove(service);
+        let own = self.own.iter().filter(|(_, own)| own.service() == service).map(|(key, _)| key.clone());
+        for key in own.collect::<Vec<_>>() {
+            self.own_failed(&key, "its session has ended");
+        }
+        let routed = self.open.iter().filter(|(_, open)| matches!(open, Open::Routed { service: s, .. } if s == service));
+        for key in routed.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.routed_failed(&key, &format!("service {service}: its session has ended"));
+        }
+    }
+
+    pub(super) fn finish_list_if_done(&mut self, key: &IdKey) {
+        let Some(Open::Listing { list, .. }) = self.open.get(key) else { return };
+        if !list.is_done() {
+            return;
+        }
+        if let Some(Open::Listing { call, era, list, .. }) = self.open.remove(key) {
+            let line = answer::result(Field(&call.id), &list.result(era));
+            self.settle(&call, &Ending::Answered { tool_error: false }, line);
+        }
+    }
+
+    /// No service has the resource. The last one's error says it best.
+    pub(super) fn nothing_found(&mut self, key: &IdKey, last_error: Option<&str>) {
+        let Some(Open::Searching { call, .. }) = self.open.remove(key) else { return };
+        let id = Field(&call.id);
+        let with_id = last_error.and_then(|line| match parse(line.as_bytes()) {
+            Ok(Message::Answer(answer)) => splice::replace(line, answer.id, id.raw()),
+            _ => None,
+        });
+        let line = with_id.map_or_else(
+            || answer::error(Some(id), code::INVALID_PARAMS, "no service has this resource", None),
+            String::into_bytes,
+        );
+        self.settle(&call, &Ending::ErrorAnswer { code: Some(code::INVALID_PARAMS.into()) }, line);
+    }
+
+    fn on_answer(&mut self, service: &str, answer: &Answer<'_>, line: &[u8]) {
+        let Some(key) = &answer.key else { return };
+        let result = match answer.body {
+            AnswerBody::Result { raw, .. } => Some(raw),
+            AnswerBody::Error { .. } => None,
+        };
+        if self.branches.get(service).is_some_and(|branch| branch.is_greeting(key)) {
+            return self.greeted(service, result.map(Field::raw));
+        }
+        // `parse` has checked that the line is UTF-8.
+        let Ok(line) = std::str::from_utf8(line) else { return };
+        match self.own.remove(key) {
+            Some(Own::Page { open, service }) => self.on_page(&open, &service, answer, result),
+            Some(Own::Search { open, service }) => self.on_search(&open, &service, answer, line, result),
+            None => self.on_routed(service, key, line, result),
+        }
+    }
+
+    fn on_routed(&mut self, service: &str, key: &IdKey, line: &str, result: Option<Field<'_>>) {
+        // Whoever cancelled does not want the answer any more.
+        let Some(Open::Routed { method, .. }) = self.open.remove(key) else { return };
+        self.client.push(self.for_client(service, method, line, result).as_bytes());
+    }
+
+    /// A modern client expects members that a legacy service does not send.
+    fn for_client<'l>(&self, service: &str, method: &str, line: &'l str, result: Option<Field<'_>>) -> Cow<'l, str> {
+        let speaks_legacy = self.branches.get(service).is_some_and(|branch| branch.era() == Some(Era::Legacy));
+        let (Era::Modern, true, Some(result)) = (self.era, speaks_legacy, result) else { return Cow::Borrowed(line) };
+        let Ok(found) = serde_json::from_str::<HashMap<Cow<'_, str>, &RawValue>>(result.raw()) else {
+            return Cow::Borrowed(line);
+        };
+        let members: &[(&str, &str)] = match method {
+            RESOURCES_READ => &[("resultType", "\"complete\""), ("ttlMs", "0"), ("cacheScope", "\"private\"")],
+            _ => &[("resultType", "\"complete\"")],
+        };
+        let extended = splice::add_members(result.raw(), members, |key| found.contains_key(key));
+        extended.and_then(|extended| splice::replace(line, result, &extended)).map_or(Cow::Borrowed(line), Cow::Owned)
+    }
+
+    fn on_page(&mut self, open: &IdKey, service: &str, answer: &Answer<'_>, result: Option<Field<'_>>) {
+        let Some(Open::Listing { list, era, .. }) = self.open.get_mut(open) else { return };
+        let (kind, era) = (list.kind, *era);
+        let Some(result) = result else {
+            match answer.body {
+                // It does not know the method: it has nothing of the kind.
+                AnswerBody::Error { code: Some(code) } if code == i64::from(code::METHOD_NOT_FOUND) => {
+                    list.add_nothing(service);
+                }
+                _ => {
+                    tracing::warn!(service, list = kind.method(), "a service answered with an error and is left out");
+                    list.fail(service, "it answered with an error");
+                }
+            }
+            return self.finish_list_if_done(open);
+        };
+        let (page, uris) = list.add(service, result.raw());
+        for uri in uris {
+            if self.resources.len() < MAX_RESOURCES {
+                self.resources.entry(uri).or_insert_with(|| service.to_owned());
+            }
+        }
+        let found = self.registry.borrow().services.get(service).cloned();
+        match (page, found) {
+            (Page::More(cursor), Some(service)) => self.ask_for_page(open, kind, &service, era, Some(cursor)),
+            (Page::More(_), None) => self.page_failed(open, service, "it was removed"),
+            (Page::Last, _) => self.finish_list_if_done(open),
+        }
+    }
+
+    fn on_search(&mut self, open: &IdKey, service: &str, answer: &Answer<'_>, line: &str, result: Option<Field<'_>>) {
+        if result.is_none() {
+            return self.search_on(open, Some(line));
+        }
+        let Some(Open::Searching { call, .. }) = self.open.remove(open) else { return };
+        let line = self.for_client(service, RESOURCES_READ, line, result);
+        // The line may be another one now, with its id elsewhere.
+        let id = match parse(line.as_bytes()) {
+            Ok(Message::Answer(answer)) => answer.id,
+            _ => answer.id,
+        };
+        if let Some(line) = splice::replace(&line, id, &call.id) {
+            self.settle(&call, &Ending::Answered { tool_error: false }, line.into_bytes());
+        }
+    }
+
+    fn on_server_request(&mut self, service: &str, request: &Request<'_>) {
+        let Some(branch) = self.branches.get_mut(service) else { return };
+        let line = if request.method == PING {
+            answer::result(request.id, "{}")
+        } else {
+            let message = "the aggregate offers servers no such capability";
+            answer::error(Some(request.id), code::METHOD_NOT_FOUND, message, None)
+        };
+        branch.lines.push(&line);
+    }
+
+    fn greeted(&mut self, service: &str, result: Option<&str>) {
+        let next = self.next_id();
+        let identity = self.shared.clone();
+        let Some(branch) = self.branches.get_mut(service) else { return };
+        if let Greeted::Failed(keys) = branch.greeted(result, &identity.identity, || next) {
+            for key in keys {
+                if self.own.contains_key(&key) {
+                    self.own_failed(&key, "it could not be initialized");
+                } else {
+                    self.routed_failed(&key, &format!("service {service}: it could not be initialized"));
+                }
+            }
+        }
+    }
+
+    fn own_failed(&mut self, key: &IdKey, problem: &str) {
+        match self.own.remove(key) {
+            Some(Own::Page { open, service }) => self.page_failed(&open, &service, problem),
+            Some(Own::Search { open, .. }) => self.search_on(&open, None),
+            None => {}
+        }
+    }
+
+    fn page_failed(&mut self, open: &IdKey, service: &str, problem: &str) {
+        tracing::warn!(service, problem, "a service is left out of a list");
+        if let Some(Open::Listing { list, .. }) = self.open.get_mut(open) {
+            list.fail(service, problem);
+        }
+        self.finish_list_if_done(open);
+    }
+
+    /// A request that never reached its service, or whose session ended: nobody else has recorded it.
+    fn routed_failed(&mut self, key: &IdKey, message: &str) {
+        if let Some(Open::Routed { id, .. }) = self.open.remove(key) {
+            self.client.push(&answer::error(Some(Field(&id)), code::UPSTREAM_FAILED, message, None));
+        }
+    }
+}
+
+impl Own {
+    fn service(&self) -> &str {
+        match self {
+            Self::Page { service, .. } | Self::Search { service, .. } => service,
+        }
+    }
+}
+
+const MAX_RESOURCES: usize = 10_000;

@@ -1,0 +1,192 @@
+//! A configured service and what is known of it at run time, shared by all its sessions.
+//!
+//! A `Service` lives as long as its name is configured: a reload changes its settings in place. Sessions watch `ServiceState`; they
+//! report here what they start and how it goes, for `status`. It holds no secret.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::watch;
+
+use super::protocol::Era;
+use super::settings::{ServiceSettings, UpstreamSettings};
+use super::upstream::Failure;
+use super::upstream::client::{ClientError, HttpClients};
+
+pub struct Service {
+    pub name: Arc<str>,
+    state: watch::Sender<ServiceState>,
+    /// `None` for a stdio upstream.
+    http: ArcSwapOption<HttpClients>,
+    /// What the upstream was found to speak; only the aggregate needs to know.
+    era: AtomicU8,
+    sessions: AtomicUsize,
+    restarts: AtomicU64,
+    run: Mutex<Run>,
+}
+
+/// What a session must follow.
+#[derive(Debug, Clone)]
+pub struct ServiceState {
+    pub settings: Arc<ServiceSettings>,
+    /// Counts the changes of `settings`.
+    pub revision: u64,
+    /// Counts the new versions of secrets that the service refers to.
+    pub rotation: u64,
+    /// No new requests: answer what is under way and end.
+    pub closing: bool,
+}
+
+#[derive(Debug, Default)]
+struct Run {
+    children: BTreeMap<u32, SystemTime>,
+    failure: Option<(SystemTime, String)>,
+}
+
+impl Service {
+    pub fn new(name: &str, settings: ServiceSettings) -> Result<Self, ClientError> {
+        let http = http_clients(&settings)?;
+        let state = ServiceState { settings: Arc::new(settings), revision: 0, rotation: 0, closing: false };
+        Ok(Self {
+            name: name.into(),
+            state: watch::Sender::new(state),
+            http: ArcSwapOption::new(http),
+            era: AtomicU8::new(0),
+            sessions: AtomicUsize::new(0),
+            restarts: AtomicU64::new(0),
+            run: Mutex::default(),
+        })
+    }
+
+    pub fn watch(&self) -> watch::Receiver<ServiceState> {
+        self.state.subscribe()
+    }
+
+    pub fn settings(&self) -> Arc<ServiceSettings> {
+        self.state.borrow().settings.clone()
+    }
+
+    /// Takes new settings; `http` was built from them.
+    pub fn change(&self, settings: ServiceSettings, http: Option<Arc<HttpClients>>) {
+        self.http.store(http);
+        self.era.store(0, Ordering::Relaxed);
+        self.state.send_modify(|state| {
+            state.settings = Arc::new(settings);
+            state.revision += 1;
+        });
+    }
+
+    /// A secret that the service refers to has a new version. Idle connections, whose buffers still hold the old one, are closed.
+    pub fn rotated(&self) {
+        if let Some(http) = &*self.http.load()
+            && let Err(error) = http.renew()
+        {
+            tracing::error!(%error, service = &*self.name, "the HTTP client could not be renewed after a rotation");
+        }
+        self.state.send_modify(|state| state.rotation += 1);
+    }
+
+    pub fn close(&self) {
+        self.state.send_modify(|state| state.closing = true);
+    }
+
+    /// The clients for the current settings.
+    pub fn http(&self) -> Option<Arc<HttpClients>> {
+        self.http.load_full()
+    }
+
+    pub fn era(&self) -> Option<Era> {
+        match self.era.load(Ordering::Relaxed) {
+            1 => Some(Era::Legacy),
+            2 => Some(Era::Modern),
+            _ => None,
+        }
+    }
+
+    pub fn remember_era(&self, era: Era) {
+        self.era.store(if era == Era::Legacy { 1 } else { 2 }, Ordering::Relaxed);
+    }
+
+    pub fn works(&self) {
+        let mut run = self.run();
+        if run.failure.take().is_some() {
+            tracing::info!(service = &*self.name, "the upstream answers again");
+        }
+    }
+
+    pub fn failed(&self, failure: &Failure) {
+        tracing::warn!(service = &*self.name, kind = failure.kind, reason = failure.message, "the upstream failed");
+        self.run().failure = Some((SystemTime::now(), failure.message.clone()));
+    }
+
+    /// The last failure, unless the upstream has worked since.
+    pub fn failure(&self) -> Option<(SystemTime, String)> {
+        self.run().failure.clone()
+    }
+
+    pub fn restarted(&self) {
+        self.restarts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn restarts(&self) -> u64 {
+        self.restarts.load(Ordering::Relaxed)
+    }
+
+    pub fn sessions(&self) -> usize {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    pub fn children(&self) -> BTreeMap<u32, SystemTime> {
+        self.run().children.clone()
+    }
+
+    fn run(&self) -> MutexGuard<'_, Run> {
+        self.run.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The clients that the settings need; `None` for a stdio upstream.
+pub fn http_clients(settings: &ServiceSettings) -> Result<Option<Arc<HttpClients>>, ClientError> {
+    match &settings.upstream {
+        UpstreamSettings::Http(http) => Ok(Some(Arc::new(HttpClients::new(http)?))),
+        UpstreamSettings::Stdio(_) => Ok(None),
+    }
+}
+
+/// Counts a session while it lives.
+pub struct SessionCount(Arc<Service>);
+
+impl SessionCount {
+    pub fn of(service: &Arc<Service>) -> Self {
+        service.sessions.fetch_add(1, Ordering::Relaxed);
+        Self(service.clone())
+    }
+}
+
+impl Drop for SessionCount {
+    fn drop(&mut self) {
+        self.0.sessions.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Lists a child while it lives.
+pub struct ChildEntry {
+    service: Arc<Service>,
+    pid: u32,
+}
+
+impl ChildEntry {
+    pub fn of(service: &Arc<Service>, pid: u32) -> Self {
+        service.run().children.insert(pid, SystemTime::now());
+        Self { service: service.clone(), pid }
+    }
+}
+
+impl Drop for ChildEntry {
+    fn drop(&mut self) {
+        self.service.run().children.remove(&self.pid);
+    }
+}

@@ -1,0 +1,204 @@
+//! One client on a service's own socket: its messages go to an upstream of its own, byte for byte, and back.
+//!
+//! Nothing is shared between sessions, so no state of one client reaches another. The session follows its service: a new secret or new
+//! settings replace the upstream between two requests, and the client does not notice.
+//!
+//! Replacing: new requests go to the `next` upstream, which holds them; those under way are answered by the old one; then the old one
+//! is closed, and the next begins with what it inherits. Invariants: the client's connection outlives any upstream; each request is
+//! recorded before its answer is queued; the client is not read while the upstream has no room, nor the upstream while the client
+//! has none.
+
+mod ledger;
+mod traffic;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use self::ledger::Ledger;
+use super::call::Peer;
+use super::lines::{Lines, Progress};
+use super::message::IdKey;
+use super::service::{ServiceState, SessionCount};
+use super::settings::ServiceSettings;
+use super::upstream::{Inheritance, Surroundings, Upstream};
+
+/// The direction to a client.
+pub trait ClientWriter: AsyncWrite + Unpin + Send {
+    /// The client has closed both directions, not only its own.
+    fn is_gone(&self) -> bool;
+}
+
+impl ClientWriter for OwnedWriteHalf {
+    fn is_gone(&self) -> bool {
+        // Writing nothing succeeds or would block, unless the peer does not read any more.
+        self.try_write(&[]).is_err_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    }
+}
+
+/// The aggregate's end of a pipe in memory closes both directions at once.
+impl ClientWriter for tokio::io::WriteHalf<tokio::io::DuplexStream> {
+    fn is_gone(&self) -> bool {
+        true
+    }
+}
+
+pub struct Session<R, W> {
+    around: Surroundings,
+    settings: Arc<ServiceSettings>,
+    client: Lines<R, W>,
+    ledger: Ledger,
+    upstream: Upstream,
+    /// Replaces `upstream` as soon as that is drained.
+    next: Option<Upstream>,
+    /// What `upstream` begins with as soon as the old one is closed.
+    inheritance: Option<Inheritance>,
+    closing_upstreams: JoinSet<()>,
+    /// Requests of the upstream that the client has not answered.
+    asked: HashSet<IdKey>,
+    state: watch::Receiver<ServiceState>,
+    followed: (u64, u64),
+    client_reads: bool,
+    client_writes: bool,
+    closing: bool,
+}
+
+impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
+    pub fn new(around: Surroundings, client: Lines<R, W>, peer: Peer) -> Self {
+        let state = around.service.watch();
+        let now = state.borrow().clone();
+        let ledger = Ledger::new(around.recorder.clone(), around.service.name.clone(), peer);
+        let mut upstream = Upstream::new(&around, &now.settings);
+        upstream.begin(Inheritance::default());
+        Self {
+            settings: now.settings,
+            client,
+            ledger,
+            upstream,
+            next: None,
+            inheritance: None,
+            closing_upstreams: JoinSet::new(),
+            asked: HashSet::new(),
+            state,
+            followed: (now.revision, now.rotation),
+            client_reads: true,
+            client_writes: true,
+            closing: now.closing,
+            around,
+        }
+    }
+
+    /// Serves the client until it is gone, or until everything is answered after it, or we, said that there will be no more.
+    pub async fn run(mut self) {
+        let _count = SessionCount::of(&self.around.service);
+        self.around.recorder.metrics.session_opened(&self.around.service.name);
+        while !self.is_done() {
+            self.replace_if_drained();
+            let read_client = self.client_writes && !self.closing && self.target().has_room();
+            let read_upstream = !self.client.congested();
+            tokio::select! {
+                progress = self.client.progress(read_client) => self.on_client(progress),
+                event = self.upstream.event(read_upstream) => self.on_upstream(event),
+                changed = self.state.changed() => match changed {
+                    Ok(()) => self.follow(),
+                    // The service has been dropped.
+                    Err(_) => self.closing = true,
+                },
+                () = self.ledger.alarm() => self.expire(),
+                Some(_) = self.closing_upstreams.join_next() => {}
+                () = sleep(GONE_CHECK), if !self.client_writes => {
+                    self.client_reads = !self.client.writer().is_gone();
+                }
+            }
+        }
+        self.finish().await;
+    }
+
+    fn is_done(&self) -> bool {
+        !self.client_reads || ((self.closing || !self.client_writes) && self.ledger.only_endless())
+    }
+
+    /// Where new messages go.
+    fn target(&mut self) -> &mut Upstream {
+        self.next.as_mut().unwrap_or(&mut self.upstream)
+    }
+
+    fn on_client(&mut self, progress: std::io::Result<Progress>) {
+        match progress {
+            Ok(Progress::Read) => self.take_client_lines(),
+            Ok(Progress::Ended) => {
+                self.take_client_lines();
+                self.client_writes = false;
+            }
+            Ok(Progress::Room) => {}
+            Ok(Progress::Broken) | Err(_) => self.client_reads = false,
+        }
+    }
+
+    /// The service has changed, got a new secret, or is closing.
+    fn follow(&mut self) {
+        let now = self.state.borrow_and_update().clone();
+        let (revision, rotation) = std::mem::replace(&mut self.followed, (now.revision, now.rotation));
+        self.closing |= now.closing;
+        if revision != now.revision {
+            self.settings = now.settings;
+            self.replace("settings_changed");
+        } else if rotation != now.rotation && self.inheritance.is_none() && self.next.is_none() && self.upstream.rotated() {
+            self.replace("secret_rotated");
+        }
+    }
+
+    fn replace(&mut self, reason: &'static str) {
+        let Surroundings { service, recorder, .. } = &self.around;
+        tracing::info!(service = &*service.name, reason, "replacing the upstream of a session");
+        recorder.metrics.child_restarted(&service.name, reason);
+        service.restarted();
+        let mut next = Upstream::new(&self.around, &self.settings);
+        if let Some(mut before) = self.next.take() {
+            before.bequeath().again.into_iter().for_each(|message| next.send(message));
+        }
+        self.next = Some(next);
+    }
+
+    fn replace_if_drained(&mut self) {
+        if self.inheritance.is_none() && self.upstream.is_drained() {
+            if let Some(next) = self.next.take() {
+                self.inheritance = Some(self.upstream.bequeath());
+                let old = std::mem::replace(&mut self.upstream, next);
+                self.cancel_asked();
+                self.closing_upstreams.spawn(old.close());
+            }
+        }
+        if self.closing_upstreams.is_empty()
+            && let Some(inheritance) = self.inheritance.take()
+        {
+            self.upstream.begin(inheritance);
+        }
+    }
+
+    /// Answers what is left, lets the client read it, and closes everything.
+    async fn finish(mut self) {
+        if self.client_reads {
+            self.answer_the_rest();
+            self.client.flush(FLUSH_PATIENCE).await;
+        }
+        let Self { upstream, next, mut closing_upstreams, ledger, client, around, .. } = self;
+        drop((ledger, client));
+        closing_upstreams.spawn(upstream.close());
+        if let Some(next) = next {
+            closing_upstreams.spawn(next.close());
+        }
+        while closing_upstreams.join_next().await.is_some() {}
+        around.recorder.metrics.session_closed(&around.service.name);
+    }
+}
+
+/// How often it is looked whether a client that writes no more still reads.
+const GONE_CHECK: Duration = Duration::from_millis(200);
+const FLUSH_PATIENCE: Duration = Duration::from_secs(2);

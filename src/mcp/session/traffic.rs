@@ -1,0 +1,234 @@
+//! What a session does with each message: client to upstream, upstream to client, and what never arrives.
+
+use serde_json::json;
+use tokio::io::AsyncRead;
+
+use bytes::Bytes;
+
+use super::{ClientWriter, Session};
+use crate::mcp::answer;
+use crate::mcp::call::{Call, Ending};
+use crate::mcp::lines::TooLong;
+use crate::mcp::message::{Answer, AnswerBody, Field, IdKey, Message, Notification, Refusal, Request, id_of_refused, parse};
+use crate::mcp::metrics::Direction;
+use crate::mcp::policy::{Decision, Denial, decide};
+use crate::mcp::protocol::{CANCELLED, INITIALIZE, LISTEN, code};
+use crate::mcp::upstream::outgoing::Outgoing;
+use crate::mcp::upstream::{Event, Failure, Gone, Upstream};
+use crate::ports::AuditRefused;
+
+impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
+    pub(super) fn take_client_lines(&mut self) {
+        let mut count = 0;
+        while let Some(line) = self.client.next_line() {
+            match line {
+                Ok(line) => {
+                    count += line.len() + 1;
+                    self.on_client_line(&line);
+                }
+                Err(TooLong) => {
+                    let limit = self.around.limits.max_message_bytes;
+                    let refusal = Refusal::Invalid(format!("the message is larger than {limit} bytes"));
+                    self.refuse(None, &refusal, "message_too_large");
+                    self.client_writes = false;
+                    break;
+                }
+            }
+        }
+        self.around.recorder.metrics.bytes(&self.around.service.name, Direction::FromClient, count);
+    }
+
+    pub(super) fn on_upstream(&mut self, event: Event) {
+        match event {
+            Event::Lines => {
+                let mut count = 0;
+                while let Some(line) = self.upstream.next_line() {
+                    count += line.len() + 1;
+                    self.on_upstream_line(&line);
+                }
+                self.around.recorder.metrics.bytes(&self.around.service.name, Direction::FromUpstream, count);
+            }
+            Event::Lost { keys, failure, versions, gone } => {
+                for key in keys {
+                    let settled = self.ledger.settle(&key, versions.clone(), &Ending::Failed(&failure));
+                    if let Some((call, recorded)) = settled {
+                        self.answer_failure(&call, recorded, failure.code, &failure.message, failure.kind);
+                    }
+                }
+                if gone == Gone::Yes {
+                    self.cancel_asked();
+                }
+            }
+        }
+    }
+
+    /// Requests whose time is over: an error for the client, a cancellation for the upstream.
+    pub(super) fn expire(&mut self) {
+        for key in self.ledger.overdue() {
+            let versions = self.upstream.versions_for(&key);
+            self.withdraw(&key, None);
+            if let Some((call, recorded)) = self.ledger.settle(&key, versions, &Ending::TimedOut) {
+                let timeout = self.settings.timeout;
+                let message = format!("service {}: no answer within {timeout:?}", self.around.service.name);
+                self.answer_failure(&call, recorded, code::TIMED_OUT, &message, "timeout");
+            }
+        }
+    }
+
+    /// The upstream that asked is gone: the client need not answer.
+    pub(super) fn cancel_asked(&mut self) {
+        for key in self.asked.drain() {
+            self.client.push(&answer::cancelled(&key, "the server was restarted"));
+        }
+    }
+
+    pub(super) fn answer_the_rest(&mut self) {
+        let failure = Failure::new(&self.around.service.name, "closing", "closing: mcpeg stops, or the service was removed");
+        for key in self.ledger.keys() {
+            let versions = self.upstream.versions_for(&key);
+            if let Some((call, recorded)) = self.ledger.settle(&key, versions, &Ending::Failed(&failure)) {
+                self.answer_failure(&call, recorded, failure.code, &failure.message, failure.kind);
+            }
+        }
+    }
+
+    fn on_client_line(&mut self, line: &Bytes) {
+        if line.trim_ascii().is_empty() {
+            return;
+        }
+        match parse(line) {
+            Ok(Message::Request(request)) => self.on_request(&request, line),
+            Ok(Message::Notification(notification)) => self.on_notification(&notification, line),
+            Ok(Message::Answer(answer)) => {
+                // An answer that nobody waits for, because the upstream that asked is gone, must not reach its successor.
+                if answer.key.is_some_and(|key| self.asked.remove(&key)) {
+                    self.upstream.send(Outgoing::answer(line.clone()));
+                }
+            }
+            Err(refusal) => self.refuse(id_of_refused(line), &refusal, "invalid_request"),
+        }
+    }
+
+    fn on_request(&mut self, request: &Request<'_>, line: &Bytes) {
+        let mut call = Call::begin(request, &self.around.service.name);
+        if self.ledger.contains(&request.key) {
+            let message = "the id belongs to a request that is not answered yet".to_owned();
+            return self.deny(&call, &Denial { code: code::INVALID_REQUEST, message, kind: "duplicate_id" });
+        }
+        if let Decision::Deny(denial) = decide(request, self.ledger.len(), &self.around.limits) {
+            return self.deny(&call, &denial);
+        }
+        call.sent();
+        let timeout = (request.method != LISTEN).then_some(self.settings.timeout);
+        let hints = matches!(self.target(), Upstream::Http(_));
+        let outgoing = Outgoing::request(request, line.clone(), hints, call.span.onward.as_deref());
+        self.ledger.enter(request.key.clone(), call, timeout);
+        self.target().send(outgoing);
+    }
+
+    fn on_notification(&mut self, notification: &Notification<'_>, line: &Bytes) {
+        if notification.method != CANCELLED {
+            let hints = matches!(self.target(), Upstream::Http(_));
+            let outgoing = Outgoing::notification(notification, line.clone(), hints);
+            self.target().send(outgoing);
+            return;
+        }
+        // Too late if it is answered already; and the protocol does not let `initialize` be cancelled.
+        let Some(key) = notification.cancelled() else { return };
+        if self.ledger.get(&key).is_none_or(|call| call.method == INITIALIZE) {
+            return;
+        }
+        let versions = self.upstream.versions_for(&key);
+        self.withdraw(&key, Some(line.clone()));
+        if let Some((_, Err(error))) = self.ledger.settle(&key, versions, &Ending::Cancelled) {
+            tracing::error!(%error, service = &*self.around.service.name, "a cancelled request could not be audited");
+        }
+    }
+
+    fn on_upstream_line(&mut self, line: &Bytes) {
+        match parse(line) {
+            Ok(Message::Answer(answer)) => self.on_answer(&answer, line),
+            Ok(Message::Request(request)) => {
+                if self.asked.len() >= self.around.limits.max_in_flight {
+                    let refusal = "the client has too many requests of this server to answer already";
+                    let refusal = answer::error(Some(request.id), code::TOO_MANY, refusal, None);
+                    self.upstream.send(Outgoing::answer(refusal.into()));
+                } else {
+                    self.asked.insert(request.key);
+                    self.client.push(line);
+                }
+            }
+            Ok(Message::Notification(notification)) => {
+                if notification.method == CANCELLED
+                    && let Some(key) = notification.cancelled()
+                {
+                    self.asked.remove(&key);
+                }
+                self.client.push(line);
+            }
+            Err(refusal) => {
+                let service = &*self.around.service.name;
+                tracing::warn!(service, %refusal, bytes = line.len(), "the upstream sent a line that is no message: dropped");
+            }
+        }
+    }
+
+    fn on_answer(&mut self, answer: &Answer<'_>, line: &Bytes) {
+        let Some(key) = &answer.key else { return self.client.push(line) };
+        let (ending, result) = match answer.body {
+            AnswerBody::Result { raw, tool_error } => (Ending::Answered { tool_error }, Some(raw.raw())),
+            AnswerBody::Error { code } => (Ending::ErrorAnswer { code }, None),
+        };
+        let versions = self.upstream.versions_for(key);
+        self.upstream.answered(key, result);
+        // Whoever has waited no longer has got an error already.
+        let Some((call, recorded)) = self.ledger.settle(key, versions, &ending) else { return };
+        match recorded {
+            Ok(()) => self.client.push(line),
+            Err(error) => self.answer_unaudited(&call, &error),
+        }
+    }
+
+    /// Tells whichever upstream has the request that its answer is not awaited any more.
+    fn withdraw(&mut self, key: &IdKey, notice: Option<Bytes>) {
+        if let Some(next) = &mut self.next {
+            next.cancel(key, None);
+        }
+        self.upstream.cancel(key, notice);
+    }
+
+    fn refuse(&mut self, id: Option<Field<'_>>, refusal: &Refusal, kind: &str) {
+        let service = &self.around.service.name;
+        if let Err(error) = self.around.recorder.refused(id.map(Field::raw), service, self.ledger.peer, kind) {
+            tracing::error!(%error, service = &**service, "a refused message could not be audited");
+        }
+        self.client.push(&answer::error(id, refusal.code(), &refusal.to_string(), None));
+    }
+
+    fn deny(&mut self, call: &Call, denial: &Denial) {
+        let recorded = self.ledger.settle_at_once(call, &Ending::Denied { kind: denial.kind });
+        self.answer_failure(call, recorded, denial.code, &denial.message, denial.kind);
+    }
+
+    fn answer_failure(
+        &mut self,
+        call: &Call,
+        recorded: Result<(), AuditRefused>,
+        code: i32,
+        message: &str,
+        reason: &str,
+    ) {
+        if let Err(error) = recorded {
+            return self.answer_unaudited(call, &error);
+        }
+        let data = json!({ "service": &*self.around.service.name, "reason": reason });
+        self.client.push(&answer::error(Some(Field(&call.id)), code, message, Some(&data)));
+    }
+
+    fn answer_unaudited(&mut self, call: &Call, error: &AuditRefused) {
+        tracing::error!(%error, service = &*self.around.service.name, "an answer is withheld");
+        let message = "the request could not be audited, so its answer is withheld";
+        let data = json!({ "service": &*self.around.service.name, "reason": "not_audited" });
+        self.client.push(&answer::error(Some(Field(&call.id)), code::NOT_AUDITED, message, Some(&data)));
+    }
+}

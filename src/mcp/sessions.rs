@@ -1,0 +1,139 @@
+//! Runs the sessions, and tells the services when one of their secrets has changed.
+//!
+//! One task for each client and one for each service that refers to secrets, all in the `JoinSet`s of this part. On shutdown every
+//! session answers what is under way and ends; what has not ended after `limits.drain` is cut off.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::future::select_all;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tokio::time::timeout;
+
+use super::credentials;
+use super::lines::Lines;
+use super::listener::Accepted;
+use super::registry::{Registry, Shared, Target};
+use super::router::Router;
+use super::service::Service;
+use super::session::Session;
+use super::upstream::Surroundings;
+use crate::lifecycle::{PartError, Shutdown};
+
+pub async fn run(
+    shared: Arc<Shared>,
+    mut accepted: mpsc::Receiver<Accepted>,
+    mut shutdown: Shutdown,
+) -> Result<(), PartError> {
+    let mut registry = shared.registry.subscribe();
+    let mut sessions = JoinSet::new();
+    let mut watchers = Watchers::default();
+    loop {
+        watchers.reconcile(&shared, &registry.borrow_and_update().clone());
+        tokio::select! {
+            () = shutdown.requested() => break,
+            Some(connection) = accepted.recv() => {
+                sessions.spawn(serve(shared.clone(), connection));
+            }
+            Some(ended) = sessions.join_next() => report(ended),
+            changed = registry.changed() => if changed.is_err() { break },
+        }
+    }
+    accepted.close();
+    while let Ok(connection) = accepted.try_recv() {
+        sessions.spawn(serve(shared.clone(), connection));
+    }
+    drain(&shared, sessions).await;
+    Ok(())
+}
+
+async fn serve(shared: Arc<Shared>, connection: Accepted) {
+    let Accepted { stream, peer, target, permit } = connection;
+    let limits = shared.registry.borrow().limits.clone();
+    let (reader, writer) = stream.into_split();
+    let client = Lines::new(reader, writer, limits.max_message_bytes);
+    match target {
+        Target::Service(service) => Session::new(surroundings(&shared, service), client, peer).run().await,
+        Target::Aggregate => Router::new(shared, client, peer).run().await,
+    }
+    drop(permit);
+}
+
+pub fn surroundings(shared: &Arc<Shared>, service: Arc<Service>) -> Surroundings {
+    Surroundings {
+        service,
+        secrets: shared.secrets.clone(),
+        limits: shared.registry.borrow().limits.clone(),
+        recorder: shared.recorder.clone(),
+    }
+}
+
+async fn drain(shared: &Shared, mut sessions: JoinSet<()>) {
+    shared.update(|registry| {
+        registry.services.values().for_each(|service| service.close());
+        registry.closing = true;
+    });
+    let patience = shared.registry.borrow().limits.drain;
+    let all_ended = async {
+        while let Some(ended) = sessions.join_next().await {
+            report(ended);
+        }
+    };
+    if timeout(patience, all_ended).await.is_err() {
+        tracing::warn!(left = sessions.len(), ?patience, "sessions that had not ended were cut off");
+        sessions.shutdown().await;
+    }
+}
+
+fn report(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a session panicked");
+    }
+}
+
+/// One task for each service that refers to secrets.
+#[derive(Default)]
+struct Watchers {
+    tasks: JoinSet<()>,
+    running: BTreeMap<String, (Arc<Service>, u64, AbortHandle)>,
+}
+
+impl Watchers {
+    /// Starts and ends tasks so that there is one for each service, made from its current settings.
+    fn reconcile(&mut self, shared: &Shared, registry: &Registry) {
+        self.running.retain(|name, (service, revision, task)| {
+            let stays = registry.services.get(name).is_some_and(|now| {
+                Arc::ptr_eq(now, service) && service.watch().borrow().revision == *revision
+            });
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for (name, service) in &registry.services {
+            if self.running.contains_key(name) {
+                continue;
+            }
+            let revision = service.watch().borrow().revision;
+            let items = credentials::items(&service.settings());
+            let changes: Vec<_> = items.iter().filter_map(|item| shared.secrets.subscribe(item)).collect();
+            let task = self.tasks.spawn(follow_secrets(service.clone(), changes));
+            self.running.insert(name.clone(), (service.clone(), revision, task));
+        }
+        while self.tasks.try_join_next().is_some() {}
+    }
+}
+
+async fn follow_secrets(service: Arc<Service>, mut changes: Vec<watch::Receiver<u64>>) {
+    while !changes.is_empty() {
+        let (changed, which, _) = select_all(changes.iter_mut().map(|change| Box::pin(change.changed()))).await;
+        match changed {
+            Ok(()) => service.rotated(),
+            // The item is configured no more.
+            Err(_) => drop(changes.swap_remove(which)),
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! One exchange with an HTTP upstream: a request and what comes back for it, or the long GET stream of a legacy session.
+//!
+//! Streamable HTTP: a message is POSTed; the answer is one JSON document or a stream of events, each a message. A stream that breaks
+//! before the answer has come is taken up again by GET with `Last-Event-ID`, if the server gave its events ids.
+//!
+//! An exchange tells what it receives over a bounded channel and stops reading while nobody takes it. It must not look at sessions of
+//! other exchanges, and nothing of an upstream's error but the status is told on.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
+use tokio::sync::mpsc;
+
+use super::sse::Parser;
+use crate::mcp::message::{IdKey, Message, parse};
+
+/// What an exchange tells.
+#[derive(Debug)]
+pub struct Report {
+    /// Which exchange it is about.
+    pub serial: u64,
+    pub news: News,
+}
+
+#[derive(Debug)]
+pub enum News {
+    /// The server gave the session this id.
+    Session(HeaderValue),
+    /// A message of the server, as one line.
+    Line(Bytes),
+    /// So far the stream has come; where a later one has to begin.
+    EventId(String),
+    /// The end, once.
+    Done(Result<(), Trouble>),
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// The value of `error.type`.
+    pub kind: &'static str,
+    pub message: String,
+    /// The server does not know the session any more.
+    pub session_lost: bool,
+}
+
+impl Trouble {
+    pub fn new(kind: &'static str, message: impl std::fmt::Display) -> Self {
+        Self { kind, message: message.to_string(), session_lost: false }
+    }
+}
+
+pub struct Exchange {
+    pub serial: u64,
+    pub client: Client,
+    pub url: Url,
+    /// Credentials, session and version.
+    pub headers: HeaderMap,
+    /// Of the request that is to be answered; `None` for a notification or an answer.
+    pub key: Option<IdKey>,
+    pub limit: usize,
+    pub reports: mpsc::Sender<Report>,
+}
+
+pub const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
+pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+impl Exchange {
+    /// POSTs `body` and reads what comes back.
+    pub async fn post(self, body: Bytes) {
+        let done = self.try_post(body).await;
+        self.tell(News::Done(done)).await;
+    }
+
+    /// Reads the server's own messages, and connects again when the stream ends, for as long as the server offers one.
+    pub async fn listen(self, mut last_id: Option<String>) {
+        let mut failures = 0_u32;
+        loop {
+            let mut wait = RECONNECT;
+            match self.get(last_id.as_deref()).await {
+                Ok(response) if response.status().is_success() && is_stream(&response) => {
+                    failures = 0;
+                    match self.stream(response, &mut last_id).await {
+                        Ok(end) => wait = end.retry.unwrap_or(RECONNECT),
+                        Err(trouble) => tracing::debug!(reason = trouble.message, "the upstream's stream broke"),
+                    }
+                }
+                // 405: the server has no such stream. Nothing else that it says is reason to insist.
+                Ok(response) if response.status().is_client_error() || response.status().is_success() => break,
+                Ok(_) | Err(_) => failures += 1,
+            }
+            let longest = RECONNECT.saturating_mul(1 << failures.min(5));
+            tokio::time::sleep(wait.max(longest).min(LONGEST_RETRY)).await;
+        }
+        self.tell(News::Done(Ok(()))).await;
+    }
+
+    async fn try_post(&self, body: Bytes) -> Result<(), Trouble> {
+        let request = self
+            .client
+            .post(self.url.clone())
+            .headers(self.headers.clone())
+            .header(ACCEPT, "application/json, text/event-stream")
+            .header(CONTENT_TYPE, "application/json")
+            .body(body);
+        let response = self.send(request).await?;
+        if let Some(session) = response.headers().get(SESSION_ID)
+            && response.status().is_success()
+        {
+            self.tell(News::Session(session.clone())).await;
+        }
+        self.receive(response).await
+    }
+
+    async fn receive(&self, response: Response) -> Result<(), Trouble> {
+        let status = response.status();
+        if !status.is_success() {
+            return self.refused(status, response).await;
+        }
+        if self.key.is_none() && !is_stream(&response) {
+            return Ok(());
+        }
+        if is_stream(&response) {
+            return self.stream_until_answered(response).await;
+        }
+        let body = self.body(response).await?;
+        if !answers(&body, self.key.as_ref()) {
+            return Err(trouble("bad_answer", "the upstream's answer is not a JSON-RPC answer to the request"));
+        }
+        self.tell(News::Line(body)).await;
+        Ok(())
+    }
+
+    /// An error status: an error answer of the protocol goes on as it is, anything else is said in our words.
+    async fn refused(&self, status: StatusCode, response: Response) -> Result<(), Trouble> {
+        let session_lost = status == StatusCode::NOT_FOUND && self.headers.contains_key(SESSION_ID);
+        if !session_lost
+            && is_json(&response)
+            && let Ok(body) = self.body(response).await
+            && answers(&body, self.key.as_ref())
+        {
+            self.tell(News::Line(body)).await;
+            return Ok(());
+        }
+        Err(Trouble { session_lost, ..refusal(status) })
+    }
+
+    /// Reads a stream until the answer has come, with reconnections if the server allows them.
+    async fn stream_until_answered(&self, response: Response) -> Result<(), Trouble> {
+        let mut last_id = None;
+        let mut end = self.stream(response, &mut last_id).await;
+        for _ in 0..RESUMPTIONS {
+            let retry = match &end {
+                Ok(end) if end.answered || self.key.is_none() => return Ok(()),
+                Ok(end) => end.retry,
+                Err(_) => None,
+            };
+            if last_id.is_none() {
+                break;
+            }
+            tokio::time::sleep(retry.unwrap_or(RECONNECT).min(LONGEST_RETRY)).await;
+            let response = self.get(last_id.as_deref()).await?;
+            if !response.status().is_success() {
+                return Err(refusal(response.status()));
+            }
+            end = self.stream(response, &mut last_id).await;
+        }
+        match end?.answered {
+            true => Ok(()),
+            false => Err(trouble("stream_ended", "the upstream ended its stream before the answer")),
+        }
+    }
+
+    /// Passes the stream's messages on until it ends, or the answer has come.
+    async fn stream(&self, response: Response, last_id: &mut Option<String>) -> Result<StreamEnd, Trouble> {
+        let mut parser = Parser::new(self.limit);
+        let mut chunks = response.bytes_stream();
+        let mut end = StreamEnd::default();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|error| self.transport(&error))?;
+            parser.push(&chunk).map_err(|error| trouble("message_too_large", error))?;
+            while let Some(event) = parser.next() {
+                let line = one_line(event.data);
+                end.answered |= self.key.is_some() && answers(&line, self.key.as_ref());
+                self.tell(News::Line(line)).await;
+            }
+            if let Some(id) = parser.last_id()
+                && last_id.as_deref() != Some(id)
+            {
+                *last_id = Some(id.to_owned());
+                if self.key.is_none() {
+                    self.tell(News::EventId(id.to_owned())).await;
+                }
+            }
+            end.retry = parser.retry();
+            if end.answered {
+                break;
+            }
+        }
+        Ok(end)
+    }
+
+    async fn get(&self, last_id: Option<&str>) -> Result<Response, Trouble> {
+        let mut request =
+            self.client.get(self.url.clone()).headers(self.headers.clone()).header(ACCEPT, "text/event-stream");
+        if let Some(id) = last_id {
+            request = request.header(LAST_EVENT_ID, id);
+        }
+        self.send(request).await
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, Trouble> {
+        request.send().await.map_err(|error| self.transport(&error))
+    }
+
+    async fn body(&self, mut response: Response) -> Result<Bytes, Trouble> {
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.transport(&error))? {
+            if body.len() + chunk.len() > self.limit {
+                let what = format!("the upstream's answer is larger than {} bytes", self.limit);
+                return Err(trouble("message_too_large", what));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(one_line(body.into()))
+    }
+
+    async fn tell(&self, news: News) {
+        // Nobody listens any more when the session has ended, and then nothing matters.
+        let _ = self.reports.send(Report { serial: self.serial, news }).await;
+    }
+
+    /// Says in words what went wrong below HTTP. The innermost source has the fact; the URL's query is left out.
+    fn transport(&self, error: &reqwest::Error) -> Trouble {
+        let mut fact: &dyn std::error::Error = error;
+        while let Some(source) = fact.source() {
+            fact = source;
+        }
+        let host = self.url.host_str().unwrap_or("?");
+        let at = self.url.port_or_known_default().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        if error.is_connect() {
+            trouble("upstream_unreachable", format_args!("no connection to {at}: {fact}"))
+        } else if error.is_timeout() {
+            trouble("upstream_unreachable", format_args!("{at} does not answer"))
+        } else {
+            trouble("connection_broken", format_args!("the connection to {at} broke: {fact}"))
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct StreamEnd {
+    answered: bool,
+    retry: Option<Duration>,
+}
+
+fn refusal(status: StatusCode) -> Trouble {
+    let (kind, why) = match status.as_u16() {
+        401 => ("http_401", "it did not accept the credentials that mcpeg is configured to send"),
+        403 => ("http_403", "the credentials that mcpeg is configured to send do not allow this"),
+        404 => ("http_404", "there is nothing at the configured URL, or it has forgotten the session"),
+        407 => ("http_407", "a proxy stands in between"),
+        413 => ("http_413", "the message is too large for it"),
+        429 => ("http_429", "too many requests"),
+        300..=399 => ("http_3xx", "a redirect, which mcpeg does not follow: configure the URL that it leads to"),
+        400..=499 => ("http_4xx", "it refused the request"),
+        502..=504 => ("http_5xx", "it is not available"),
+        _ => ("http_5xx", "it failed"),
+    };
+    trouble(kind, format_args!("the upstream answered {status}: {why}"))
+}
+
+fn trouble(kind: &'static str, message: impl std::fmt::Display) -> Trouble {
+    Trouble::new(kind, message)
+}
+
+fn answers(line: &[u8], key: Option<&IdKey>) -> bool {
+    matches!(parse(line), Ok(Message::Answer(answer)) if answer.key.is_some() && answer.key.as_ref() == key)
+}
+
+/// In valid JSON a raw line break stands only between tokens: a space says the same.
+fn one_line(text: Bytes) -> Bytes {
+    if memchr::memchr2(b'\n', b'\r', &text).is_none() {
+        return text;
+    }
+    text.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }).collect()
+}
+
+fn is_stream(response: &Response) -> bool {
+    has_type(response, "text/event-stream")
+}
+
+fn is_json(response: &Response) -> bool {
+    has_type(response, "application/json")
+}
+
+fn has_type(response: &Response, wanted: &str) -> bool {
+    let value = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case(wanted))
+}
+
+const RECONNECT: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+const RESUMPTIONS: usize = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_document_of_many_lines_becomes_one() {
+        let line = one_line(Bytes::from_static(b"{\r\n  \"a\": \"x\\n\"\n}"));
+        assert_eq!(&line[..], b"{    \"a\": \"x\\n\" }");
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&line).unwrap()["a"], "x\n");
+    }
+
+    #[test]
+    fn an_error_status_is_said_in_words() {
+        assert!(refusal(StatusCode::UNAUTHORIZED).message.contains("401 Unauthorized: it did not accept"));
+        assert_eq!(refusal(StatusCode::TEMPORARY_REDIRECT).kind, "http_3xx");
+        assert_eq!(refusal(StatusCode::BAD_GATEWAY).kind, "http_5xx");
+    }
+}

@@ -1,0 +1,434 @@
+//! A streamable HTTP upstream: one HTTP session for one client session.
+//!
+//! Requests run side by side, each in a task of its own within this upstream's `JoinSet`; what changes the session (`initialize`,
+//! notifications) goes alone, in order, as over a pipe. Credentials are read at each request. A server that has forgotten the session
+//! (404) is told it anew, and what is safe to repeat is repeated once.
+//!
+//! Invariants: `running` has exactly the exchanges whose end has not been reported; nothing but the opening is sent while `opening` is
+//! not empty; header values with secrets are marked sensitive and live no longer than their exchange.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{HeaderMap, HeaderValue};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::exchange::{Exchange, News, Report, SESSION_ID, Trouble};
+use super::headers;
+use super::outgoing::{Outgoing, Role};
+use super::replay::{Agreed, Replay};
+use super::{Event, Failure, Gone, Inheritance, Surroundings};
+use crate::mcp::credentials::CredentialError;
+use crate::mcp::message::{AnswerBody, IdKey, Message, parse};
+use crate::mcp::settings::{HttpSettings, ServiceSettings, UpstreamSettings};
+
+pub struct HttpUpstream {
+    around: Surroundings,
+    settings: Arc<ServiceSettings>,
+    tasks: JoinSet<()>,
+    running: HashMap<u64, Running>,
+    serial: u64,
+    reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
+    begun: bool,
+    /// The exchange that goes alone.
+    alone: Option<u64>,
+    queue: VecDeque<Outgoing>,
+    queued_bytes: usize,
+    inbox: VecDeque<Bytes>,
+    lost: VecDeque<Event>,
+    session: Option<HeaderValue>,
+    version: Option<HeaderValue>,
+    /// Counts the sessions, so that many who meet a 404 begin one new session.
+    epoch: u32,
+    replay: Replay,
+    /// What tells a new session the old one, message by message.
+    opening: VecDeque<Outgoing>,
+    /// The session is to be opened before the next message goes.
+    opening_due: bool,
+    opening_refused: bool,
+    stream: Option<(u64, AbortHandle)>,
+    last_event: Option<String>,
+}
+
+struct Running {
+    message: Outgoing,
+    task: AbortHandle,
+    versions: Arc<[String]>,
+    epoch: u32,
+    /// Part of an opening: the client has had the answer already.
+    swallow: bool,
+}
+
+impl HttpUpstream {
+    pub fn new(around: Surroundings, settings: Arc<ServiceSettings>) -> Self {
+        Self {
+            around,
+            settings,
+            tasks: JoinSet::new(),
+            running: HashMap::new(),
+            serial: 0,
+            reports: mpsc::channel(REPORTS),
+            begun: false,
+            alone: None,
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            inbox: VecDeque::new(),
+            lost: VecDeque::new(),
+            session: None,
+            version: None,
+            epoch: 0,
+            replay: Replay::default(),
+            opening: VecDeque::new(),
+            opening_due: false,
+            opening_refused: false,
+            stream: None,
+            last_event: None,
+        }
+    }
+
+    pub fn begin(&mut self, inheritance: Inheritance) {
+        self.replay = inheritance.replay;
+        for message in inheritance.again.into_iter().rev() {
+            self.queued_bytes += message.bytes.len();
+            self.queue.push_front(message);
+        }
+        self.begun = true;
+        self.reopen();
+    }
+
+    pub fn send(&mut self, message: Outgoing) {
+        if message.role == Role::Aside && self.begun {
+            self.dispatch(message, false);
+            return;
+        }
+        self.queued_bytes += message.bytes.len();
+        self.queue.push_back(message);
+        self.advance();
+    }
+
+    pub async fn event(&mut self, read: bool) -> Event {
+        loop {
+            if let Some(event) = self.lost.pop_front() {
+                return event;
+            }
+            if !self.inbox.is_empty() {
+                return Event::Lines;
+            }
+            if !read {
+                std::future::pending::<()>().await;
+            }
+            // The sender is kept in `self`, so there is always something to wait for.
+            if let Some(report) = self.reports.1.recv().await {
+                self.apply(report);
+            }
+        }
+    }
+
+    pub fn next_line(&mut self) -> Option<Bytes> {
+        self.inbox.pop_front()
+    }
+
+    pub fn answered(&mut self, key: &IdKey, result: Option<&str>) {
+        if let Some(agreed) = self.replay.answered(key, result) {
+            self.version = HeaderValue::from_str(&agreed.version).ok();
+        }
+        self.around.service.works();
+    }
+
+    pub fn cancel(&mut self, key: &IdKey, notice: Option<Bytes>) {
+        if let Some(at) = self.queue.iter().position(|message| message.key.as_ref() == Some(key)) {
+            let message = self.queue.remove(at);
+            self.queued_bytes -= message.map_or(0, |message| message.bytes.len());
+            return;
+        }
+        let found = self.running.iter().find(|(_, running)| running.message.key.as_ref() == Some(key));
+        let Some((&serial, running)) = found else { return };
+        let modern = running.message.hints.as_ref().is_some_and(|hints| hints.modern.is_some());
+        if !modern && running.message.role != Role::Initialize {
+            // Legacy: closing the stream is no cancellation, the notification is. Modern: the other way round.
+            let bytes = notice.unwrap_or_else(|| crate::mcp::answer::cancelled(key, "no answer in time").into());
+            self.dispatch(Outgoing::answer(bytes), false);
+        }
+        self.abort(serial);
+        self.advance();
+    }
+
+    /// Credentials have changed: the long stream, whose connection was opened with the old ones, is opened anew.
+    pub fn rotated(&mut self) {
+        if self.stream.is_some() {
+            self.open_stream();
+        }
+        let listening: Vec<u64> = self.serials(|running| running.message.role == Role::Listen);
+        for serial in listening {
+            if let Some(running) = self.abort(serial) {
+                self.dispatch(running.message, false);
+            }
+        }
+    }
+
+    pub fn is_drained(&self) -> bool {
+        self.running.values().all(|running| running.message.key.is_none() || running.message.role == Role::Listen)
+    }
+
+    pub fn has_room(&self) -> bool {
+        self.queue.len() < self.around.limits.max_in_flight.max(1) * 2 && self.queued_bytes < QUEUED_BYTES
+    }
+
+    pub fn versions_for(&self, key: &IdKey) -> Arc<[String]> {
+        let running = self.running.values().find(|running| running.message.key.as_ref() == Some(key));
+        running.map(|running| running.versions.clone()).unwrap_or_default()
+    }
+
+    pub fn bequeath(&mut self) -> Inheritance {
+        let listening: Vec<u64> = self.serials(|running| running.message.role == Role::Listen);
+        let mut again: Vec<Outgoing> = Vec::new();
+        for serial in listening {
+            again.extend(self.abort(serial).map(|running| running.message));
+        }
+        again.extend(self.queue.drain(..));
+        Inheritance { again, replay: std::mem::take(&mut self.replay) }
+    }
+
+    /// Ends the exchanges, and a legacy session by DELETE.
+    pub async fn close(mut self) {
+        self.tasks.abort_all();
+        let Some(session) = self.session.take() else { return };
+        let Some(clients) = self.around.service.http() else { return };
+        let Ok((headers, _)) = self.credentials() else { return };
+        let request = clients.current().delete(self.http().url.clone()).headers(headers).header(SESSION_ID, session);
+        // A server may refuse this (405) or be gone; it will forget the session by itself.
+        let _ = tokio::time::timeout(DELETE_PATIENCE, request.send()).await;
+    }
+
+    fn apply(&mut self, Report { serial, news }: Report) {
+        let is_stream = self.stream.as_ref().is_some_and(|(stream, _)| *stream == serial);
+        match news {
+            _ if !is_stream && !self.running.contains_key(&serial) => {}
+            News::Session(id) => self.session = Some(id),
+            News::Line(line) => self.line(serial, line),
+            News::EventId(id) => self.last_event = is_stream.then_some(id).or(self.last_event.take()),
+            News::Done(_) if is_stream => self.stream = None,
+            News::Done(result) => self.done(serial, result),
+        }
+        while self.tasks.try_join_next().is_some() {}
+    }
+
+    fn line(&mut self, serial: u64, line: Bytes) {
+        if line.trim_ascii().is_empty() {
+            return;
+        }
+        let Some(running) = self.running.get(&serial).filter(|running| running.swallow) else {
+            self.inbox.push_back(line);
+            return;
+        };
+        let Ok(Message::Answer(answer)) = parse(&line) else {
+            self.inbox.push_back(line);
+            return;
+        };
+        if running.message.role != Role::Initialize {
+            return;
+        }
+        let agreed = match answer.body {
+            AnswerBody::Result { raw, .. } => Agreed::of(raw.raw()),
+            AnswerBody::Error { .. } => None,
+        };
+        let Some(agreed) = agreed else {
+            self.opening_refused = true;
+            return;
+        };
+        if self.replay.agreed().is_some_and(|before| *before != agreed) {
+            let service = &*self.around.service.name;
+            tracing::warn!(service, "the new session agreed to another version or other capabilities than the one before");
+        }
+        self.version = HeaderValue::from_str(&agreed.version).ok();
+    }
+
+    fn done(&mut self, serial: u64, result: Result<(), Trouble>) {
+        let Some(running) = self.running.remove(&serial) else { return };
+        if self.alone == Some(serial) {
+            self.alone = None;
+        }
+        let refused = running.swallow && std::mem::take(&mut self.opening_refused);
+        match result {
+            Ok(()) if refused => self.failed(running, Trouble::new("replay_failed", REFUSED)),
+            Ok(()) if running.message.role == Role::Initialized => self.open_stream(),
+            Ok(()) => {}
+            Err(trouble) if trouble.session_lost => self.session_lost(running, trouble),
+            Err(trouble) => self.failed(running, trouble),
+        }
+        self.advance();
+    }
+
+    /// The server has forgotten the session: a new one is begun once, and what is safe is repeated once.
+    fn session_lost(&mut self, running: Running, trouble: Trouble) {
+        if running.epoch == self.epoch {
+            self.epoch += 1;
+            (self.session, self.version, self.last_event) = (None, None, None);
+            if let Some((_, stream)) = self.stream.take() {
+                stream.abort();
+            }
+            tracing::info!(service = &*self.around.service.name, "the upstream has forgotten the session: beginning anew");
+            self.reopen();
+        }
+        let mut message = running.message;
+        if running.swallow {
+            return;
+        }
+        if message.repeated || (message.key.is_some() && !message.safe) {
+            let what = "the upstream has forgotten the session; a new one is begun, but the request is not repeated, \
+                        as it may not be safe to do it twice";
+            self.lose(message.key, running.versions, Trouble { message: what.into(), ..trouble });
+            return;
+        }
+        message.repeated = true;
+        self.queued_bytes += message.bytes.len();
+        self.queue.push_front(message);
+    }
+
+    fn failed(&mut self, running: Running, trouble: Trouble) {
+        if running.swallow {
+            self.opening_failed(trouble);
+        } else {
+            self.lose(running.message.key, running.versions, trouble);
+        }
+    }
+
+    /// Whoever waits for the opening shall know why it failed; the next message tries again.
+    fn opening_failed(&mut self, trouble: Trouble) {
+        self.opening.clear();
+        self.opening_due = true;
+        self.session = None;
+        let keys: Vec<IdKey> = self.queue.drain(..).filter_map(|message| message.key).collect();
+        self.queued_bytes = 0;
+        let failure = self.failure(trouble);
+        self.lost.push_back(Event::Lost { keys, failure, versions: Arc::default(), gone: Gone::No });
+    }
+
+    fn lose(&mut self, key: Option<IdKey>, versions: Arc<[String]>, trouble: Trouble) {
+        let failure = self.failure(trouble);
+        self.lost.push_back(Event::Lost { keys: key.into_iter().collect(), failure, versions, gone: Gone::No });
+    }
+
+    fn failure(&self, trouble: Trouble) -> Failure {
+        let failure = Failure::new(&self.around.service.name, trouble.kind, trouble.message);
+        self.around.service.failed(&failure);
+        failure
+    }
+
+    /// Tells a new session what the old one had been told.
+    fn reopen(&mut self) {
+        self.opening.clear();
+        self.opening_due = false;
+        if let Some(initialize) = self.replay.initialize() {
+            self.opening.push_back(initialize.clone());
+            self.opening.extend(self.replay.rest());
+        }
+        self.advance();
+    }
+
+    /// Sends what may be sent now.
+    fn advance(&mut self) {
+        while self.begun && self.alone.is_none() {
+            if let Some(message) = self.opening.pop_front() {
+                self.alone = self.dispatch(message, true);
+                continue;
+            }
+            if self.queue.is_empty() {
+                return;
+            }
+            if self.opening_due {
+                return self.reopen();
+            }
+            if let Some(message) = self.queue.pop_front() {
+                self.queued_bytes -= message.bytes.len();
+                let goes_alone = message.key.is_none() || message.role == Role::Initialize;
+                let serial = self.dispatch(message, false);
+                self.alone = serial.filter(|_| goes_alone);
+            }
+        }
+    }
+
+    /// Starts an exchange. `None` if it could not be started, which `event` will tell.
+    fn dispatch(&mut self, message: Outgoing, swallow: bool) -> Option<u64> {
+        let (mut headers, versions) = match self.credentials() {
+            Ok(found) => found,
+            Err(error) => {
+                let trouble = Trouble::new("credential_unavailable", error);
+                if swallow {
+                    self.opening_failed(trouble);
+                } else {
+                    self.lose(message.key, Arc::default(), trouble);
+                }
+                return None;
+            }
+        };
+        headers::add_protocol(&mut headers, message.hints.as_deref(), self.session.as_ref(), self.version.as_ref());
+        if !swallow {
+            self.replay.passed(&message);
+        }
+        let exchange = self.exchange(headers, message.key.clone())?;
+        let serial = exchange.serial;
+        let task = self.tasks.spawn(exchange.post(message.bytes.clone()));
+        self.running.insert(serial, Running { message, task, versions, epoch: self.epoch, swallow });
+        Some(serial)
+    }
+
+    /// Opens the stream of a legacy session on which the server sends by itself, in place of the one there is.
+    fn open_stream(&mut self) {
+        if let Some((_, stream)) = self.stream.take() {
+            stream.abort();
+        }
+        let Ok((mut headers, _)) = self.credentials() else { return };
+        headers::add_protocol(&mut headers, None, self.session.as_ref(), self.version.as_ref());
+        let Some(exchange) = self.exchange(headers, None) else { return };
+        let serial = exchange.serial;
+        let task = self.tasks.spawn(exchange.listen(self.last_event.clone()));
+        self.stream = Some((serial, task));
+    }
+
+    fn exchange(&mut self, headers: HeaderMap, key: Option<IdKey>) -> Option<Exchange> {
+        self.serial += 1;
+        Some(Exchange {
+            serial: self.serial,
+            client: (*self.around.service.http()?.current()).clone(),
+            url: self.http().url.clone(),
+            headers,
+            key,
+            limit: self.around.limits.max_message_bytes,
+            reports: self.reports.0.clone(),
+        })
+    }
+
+    fn credentials(&self) -> Result<(HeaderMap, Arc<[String]>), CredentialError> {
+        headers::credentials(&self.http().headers, &*self.around.secrets)
+    }
+
+    fn serials(&self, wanted: impl Fn(&Running) -> bool) -> Vec<u64> {
+        self.running.iter().filter(|(_, running)| wanted(running)).map(|(serial, _)| *serial).collect()
+    }
+
+    fn abort(&mut self, serial: u64) -> Option<Running> {
+        let running = self.running.remove(&serial)?;
+        running.task.abort();
+        if self.alone == Some(serial) {
+            self.alone = None;
+        }
+        Some(running)
+    }
+
+    fn http(&self) -> &HttpSettings {
+        match &self.settings.upstream {
+            UpstreamSettings::Http(http) => http,
+            // `Upstream::new` makes this kind for HTTP settings only.
+            UpstreamSettings::Stdio(_) => unreachable!("an HTTP upstream with stdio settings"),
+        }
+    }
+}
+
+const REFUSED: &str = "the upstream began a new session, but refused to initialize it as the one before";
+const REPORTS: usize = 64;
+const QUEUED_BYTES: usize = 1024 * 1024;
+const DELETE_PATIENCE: Duration = Duration::from_secs(2);

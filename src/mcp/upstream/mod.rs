@@ -1,0 +1,196 @@
+//! What a session sends its messages to: a child of its own (`stdio`) or an HTTP session of its own (`http`).
+//!
+//! Both kinds take `Outgoing` messages in order, hold them while they are not ready, and give lines back. An upstream knows the ids
+//! that it has not answered yet and hands its `Inheritance` over to a successor, so that a session survives a crash, a rotation and a
+//! change of settings. It must not audit, and never sees the client.
+
+pub mod backoff;
+pub mod client;
+pub mod exchange;
+pub mod headers;
+pub mod http;
+pub mod outgoing;
+pub mod process;
+pub mod replay;
+pub mod sse;
+pub mod stdio;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use self::http::HttpUpstream;
+use self::outgoing::Outgoing;
+use self::replay::Replay;
+use self::stdio::StdioUpstream;
+use super::call::Recorder;
+use super::message::IdKey;
+use super::protocol::code;
+use super::service::Service;
+use super::settings::{Limits, OnRotate, ServiceSettings, UpstreamSettings};
+use crate::ports::SecretReader;
+
+/// What every upstream needs to know of its surroundings.
+#[derive(Clone)]
+pub struct Surroundings {
+    pub service: Arc<Service>,
+    pub secrets: Arc<dyn SecretReader>,
+    pub limits: Limits,
+    pub recorder: Arc<Recorder>,
+}
+
+pub enum Upstream {
+    Stdio(Box<StdioUpstream>),
+    Http(Box<HttpUpstream>),
+}
+
+/// What has happened on the upstream's side.
+#[derive(Debug)]
+pub enum Event {
+    /// `next_line` may have something.
+    Lines,
+    /// These requests will not be answered.
+    Lost { keys: Vec<IdKey>, failure: Failure, versions: Arc<[String]>, gone: Gone },
+}
+
+/// Whether the upstream's own requests to the client died with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    Yes,
+    No,
+}
+
+/// What a new upstream takes over from the one before.
+#[derive(Debug, Default)]
+pub struct Inheritance {
+    pub replay: Replay,
+    /// Long requests, such as a subscription, that are to be made again.
+    pub again: Vec<Outgoing>,
+}
+
+/// Why an upstream could not answer, in words for the client and as a kind for the record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The value of `error.type`.
+    pub kind: &'static str,
+    pub message: String,
+    pub code: i32,
+}
+
+impl Failure {
+    pub fn new(service: &str, kind: &'static str, what: impl std::fmt::Display) -> Self {
+        Self { kind, message: format!("service {service}: {what}"), code: code::UPSTREAM_FAILED }
+    }
+}
+
+impl Upstream {
+    /// An upstream that takes messages, and does nothing before `begin`.
+    pub fn new(surroundings: &Surroundings, settings: &Arc<ServiceSettings>) -> Self {
+        match &settings.upstream {
+            UpstreamSettings::Stdio(_) => {
+                Self::Stdio(Box::new(StdioUpstream::new(surroundings.clone(), settings.clone())))
+            }
+            UpstreamSettings::Http(_) => {
+                Self::Http(Box::new(HttpUpstream::new(surroundings.clone(), settings.clone())))
+            }
+        }
+    }
+
+    /// Takes over where another one ended, and starts to work.
+    pub fn begin(&mut self, inheritance: Inheritance) {
+        match self {
+            Self::Stdio(upstream) => upstream.begin(inheritance),
+            Self::Http(upstream) => upstream.begin(inheritance),
+        }
+    }
+
+    /// Takes a message of the client. What comes of it is told by `event`.
+    pub fn send(&mut self, message: Outgoing) {
+        match self {
+            Self::Stdio(upstream) => upstream.send(message),
+            Self::Http(upstream) => upstream.send(message),
+        }
+    }
+
+    /// Waits for something to happen. Cancel-safe. Lines are only read when `read`.
+    pub async fn event(&mut self, read: bool) -> Event {
+        match self {
+            Self::Stdio(upstream) => upstream.event(read).await,
+            Self::Http(upstream) => upstream.event(read).await,
+        }
+    }
+
+    pub fn next_line(&mut self) -> Option<Bytes> {
+        match self {
+            Self::Stdio(upstream) => upstream.next_line(),
+            Self::Http(upstream) => upstream.next_line(),
+        }
+    }
+
+    /// The answer to `key` has come.
+    pub fn answered(&mut self, key: &IdKey, result: Option<&str>) {
+        match self {
+            Self::Stdio(upstream) => upstream.answered(key, result),
+            Self::Http(upstream) => upstream.answered(key, result),
+        }
+    }
+
+    /// The answer to `key` is not awaited any more. `notice` is the client's own message that says so, if it was the client.
+    pub fn cancel(&mut self, key: &IdKey, notice: Option<Bytes>) {
+        match self {
+            Self::Stdio(upstream) => upstream.cancel(key, notice),
+            Self::Http(upstream) => upstream.cancel(key, notice),
+        }
+    }
+
+    /// A secret has changed. `true`: this upstream must be replaced to get it.
+    pub fn rotated(&mut self) -> bool {
+        match self {
+            Self::Stdio(upstream) => upstream.on_rotate() == OnRotate::Restart && upstream.runs(),
+            Self::Http(upstream) => {
+                upstream.rotated();
+                false
+            }
+        }
+    }
+
+    /// No request waits for its answer, long ones aside.
+    pub fn is_drained(&self) -> bool {
+        match self {
+            Self::Stdio(upstream) => upstream.is_drained(),
+            Self::Http(upstream) => upstream.is_drained(),
+        }
+    }
+
+    /// Whether it takes more messages without growing beyond its bounds.
+    pub fn has_room(&self) -> bool {
+        match self {
+            Self::Stdio(upstream) => upstream.has_room(),
+            Self::Http(upstream) => upstream.has_room(),
+        }
+    }
+
+    /// The versions of the secrets with which a request was sent that is not answered yet.
+    pub fn versions_for(&self, key: &IdKey) -> Arc<[String]> {
+        match self {
+            Self::Stdio(upstream) => upstream.versions_for(key),
+            Self::Http(upstream) => upstream.versions_for(key),
+        }
+    }
+
+    /// What a successor needs. Nothing is answered any more.
+    pub fn bequeath(&mut self) -> Inheritance {
+        match self {
+            Self::Stdio(upstream) => upstream.bequeath(),
+            Self::Http(upstream) => upstream.bequeath(),
+        }
+    }
+
+    /// Ends the child, or the HTTP session, within a bounded time.
+    pub async fn close(self) {
+        match self {
+            Self::Stdio(upstream) => upstream.close().await,
+            Self::Http(upstream) => upstream.close().await,
+        }
+    }
+}
