@@ -1,5 +1,8 @@
 //! The tests of the whole: the real binary, started against real servers. One target, so that it is linked once.
 
+// Helpers of tests fail by panicking as the tests do; their threads may block, and a failing test prints what it saw.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::disallowed_types)]
+
 mod architecture;
 mod examples;
 mod mcp;

@@ -224,13 +224,17 @@ async fn over_tls_it_trusts_the_ca_file_and_nobody_else_and_leaves_nothing_behin
     let sidecar = Sidecar::start(folder);
     assert_eq!(sidecar.folder.read("app.conf"), value(1));
     bao.put("app", "token", &value(2));
-    eventually(Duration::from_secs(5), "the file follows", async || (sidecar.folder.read("app.conf") == value(2)).then_some(())).await;
+    eventually(Duration::from_secs(5), "the file follows", async || {
+        (sidecar.folder.read("app.conf") == value(2)).then_some(())
+    })
+    .await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     if let Some(found) = memory::find(sidecar.pid(), &value(1)) {
         assert!(found.is_empty(), "{} copies of the old value: {found:#?}", found.len());
     }
 
-    let folder = Folder::new(&[("mcpeg.yaml", &main("{}")), ("token", ROOT_TOKEN), ("app.j2", "{{ secret.app.token }}")]);
+    let folder =
+        Folder::new(&[("mcpeg.yaml", &main("{}")), ("token", ROOT_TOKEN), ("app.j2", "{{ secret.app.token }}")]);
     let (stranger, _lines) = Sidecar::spawn(folder, &[]);
     eventually(Duration::from_secs(10), "the admin socket is there", async || {
         stranger.folder.path("run/admin.sock").exists().then_some(())

@@ -3,6 +3,9 @@
 //! The same client and the same upstream three times: the upstream's own pipes, a bare relay from a Unix socket to the child (`floor`),
 //! and mcpeg with audit and metrics on. Then idle memory, binary size, start to ready. Linux only: it reads /proc.
 
+// A benchmark that meets anything unexpected should stop there, and it prints because that is what it is for.
+#![allow(clippy::expect_used, clippy::print_stdout)]
+
 mod client;
 mod echo;
 mod floor;

@@ -15,7 +15,6 @@ pub mod settings;
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -24,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::error;
 
 use crate::lifecycle::{Part, Readiness, ReadyState, Stage};
+use crate::local_socket::SocketError;
 use crate::ports::{MetricsText, Reload, SecretReader, StatusReport};
 
 use bind::Listeners;
@@ -48,12 +48,8 @@ pub struct Surface {
 /// The text includes the cause, because a refused reload shows nothing but the text.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    #[error("admin socket {}: {operation} failed: {cause}", path.display())]
-    Unix { path: PathBuf, operation: &'static str, cause: io::Error },
-    #[error("admin socket {}: somebody listens there already; is another mcpeg running?", path.display())]
-    InUse { path: PathBuf },
-    #[error("admin socket {}: there is something else at this path, which is left alone", path.display())]
-    NotASocket { path: PathBuf },
+    #[error("admin {0}")]
+    Unix(#[from] SocketError),
     #[error("admin address {address}: listening failed: {cause}")]
     Tcp { address: SocketAddr, cause: io::Error },
 }

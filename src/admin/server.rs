@@ -134,7 +134,7 @@ impl Server {
 impl Accepting {
     fn of(listeners: &Listeners) -> io::Result<Self> {
         Ok(Self {
-            unix: listeners.unix.as_ref().map(|socket| socket.to_async()).transpose()?,
+            unix: listeners.unix.as_ref().map(|socket| socket.listener()).transpose()?,
             tcp: listeners.tcp.as_ref().map(|socket| socket.to_async()).transpose()?,
         })
     }

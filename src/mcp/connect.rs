@@ -10,6 +10,8 @@ use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -21,6 +23,9 @@ pub enum ConnectError {
     Output(#[source] io::Error),
     #[error("socket {}: {source}", path.display())]
     Socket { path: PathBuf, source: io::Error },
+    /// The last line that came may say why.
+    #[error("socket {}: mcpeg closed the connection", path.display())]
+    Closed { path: PathBuf },
     #[error("the bridge was stopped")]
     Stopped,
 }
@@ -51,16 +56,20 @@ fn bridge(
 ) -> Result<(), ConnectError> {
     let broken = |source| ConnectError::Socket { path: path.to_owned(), source };
     let mut to_socket = stream.try_clone().map_err(broken)?;
+    let input_ended = Arc::new(AtomicBool::new(false));
+    let ended = input_ended.clone();
     let send = move || {
         if let Err(Side::Reading(error)) = copy(input, &mut to_socket) {
             tracing::warn!(%error, "standard input cannot be read any more");
         }
+        ended.store(true, Ordering::Release);
         // It may be closed already, which the other direction sees.
         let _ = to_socket.shutdown(Shutdown::Write);
     };
     std::thread::Builder::new().name("connect input".into()).spawn(send).map_err(ConnectError::Stdio)?;
     match copy(stream, output) {
-        Ok(()) => Ok(()),
+        Ok(()) if input_ended.load(Ordering::Acquire) => Ok(()),
+        Ok(()) => Err(ConnectError::Closed { path: path.to_owned() }),
         Err(Side::Reading(error)) => Err(broken(error)),
         // Whoever spawned us has closed its end, and needs no word about it.
         Err(Side::Writing(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -1,3 +1,5 @@
+//! The envelope against odd, hostile and generated messages.
+
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -37,12 +37,12 @@ use tokio::sync::{mpsc, watch};
 
 use self::call::Recorder;
 pub use self::handle::{McpHandle, Staged};
-pub use self::listener::unix::SocketError;
 use self::metrics::Metrics;
 use self::registry::{Registry, Shared};
 use self::settings::McpSettings;
 pub use self::upstream::client::ClientError;
 use crate::lifecycle::{Part, Readiness, Stage};
+use crate::local_socket::SocketError;
 use crate::ports::{AuditLog, SecretReader};
 
 /// How the aggregate presents itself, to clients and to upstreams.

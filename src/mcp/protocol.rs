@@ -37,6 +37,8 @@ pub mod code {
     pub const TOO_MANY: i32 = -32012;
     /// `audit.required` is set and the event could not be written.
     pub const NOT_AUDITED: i32 = -32013;
+    /// The user of the connection is not among those that may connect.
+    pub const NOT_ALLOWED: i32 = -32014;
 }
 
 pub const INITIALIZE: &str = "initialize";
@@ -120,7 +122,7 @@ mod tests {
 
     #[test]
     fn our_codes_keep_out_of_the_protocols_range() {
-        for ours in [code::UPSTREAM_FAILED, code::TIMED_OUT, code::TOO_MANY, code::NOT_AUDITED] {
+        for ours in [code::UPSTREAM_FAILED, code::TIMED_OUT, code::TOO_MANY, code::NOT_AUDITED, code::NOT_ALLOWED] {
             assert!(!(-32099..=-32020).contains(&ours), "{ours}");
             assert!((-32099..=-32000).contains(&ours), "{ours} is not a server error");
         }

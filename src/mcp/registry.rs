@@ -12,9 +12,9 @@ use tokio::sync::watch;
 
 use super::Identity;
 use super::call::Recorder;
-use super::listener::unix::BoundSocket;
 use super::service::Service;
 use super::settings::{Limits, UnixSettings};
+use crate::local_socket::BoundSocket;
 use crate::ports::SecretReader;
 
 #[derive(Clone)]

@@ -65,10 +65,23 @@ pub struct Router {
 /// A request of the client.
 enum Open {
     /// With a service; the answer comes under the same id.
-    Routed { service: String, method: &'static str, id: Box<str> },
-    Listing { call: Call, era: Era, list: Collection, deadline: Instant },
+    Routed {
+        service: String,
+        method: &'static str,
+        id: Box<str>,
+    },
+    Listing {
+        call: Call,
+        era: Era,
+        list: Collection,
+        deadline: Instant,
+    },
     /// Services are tried one after the other; `line` is the request.
-    Searching { call: Call, line: String, left: VecDeque<String> },
+    Searching {
+        call: Call,
+        line: String,
+        left: VecDeque<String>,
+    },
 }
 
 /// A request of our own, and whom it is for.

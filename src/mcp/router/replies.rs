@@ -68,7 +68,8 @@ impl Router {
         for key in own.collect::<Vec<_>>() {
             self.own_failed(&key, "its session has ended");
         }
-        let routed = self.open.iter().filter(|(_, open)| matches!(open, Open::Routed { service: s, .. } if s == service));
+        let routed =
+            self.open.iter().filter(|(_, open)| matches!(open, Open::Routed { service: s, .. } if s == service));
         for key in routed.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
             self.routed_failed(&key, &format!("service {service}: its session has ended"));
         }

@@ -149,7 +149,11 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         if revision != now.revision {
             self.settings = now.settings;
             self.replace("settings_changed");
-        } else if rotation != now.rotation && self.inheritance.is_none() && self.next.is_none() && self.upstream.rotated() {
+        } else if rotation != now.rotation
+            && self.inheritance.is_none()
+            && self.next.is_none()
+            && self.upstream.rotated()
+        {
             self.replace("secret_rotated");
         }
     }
@@ -167,13 +171,14 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     }
 
     fn replace_if_drained(&mut self) {
-        if self.inheritance.is_none() && self.upstream.is_drained() {
-            if let Some(next) = self.next.take() {
-                self.inheritance = Some(self.upstream.bequeath());
-                let old = std::mem::replace(&mut self.upstream, next);
-                self.cancel_asked();
-                self.closing_upstreams.spawn(old.close());
-            }
+        if self.inheritance.is_none()
+            && self.upstream.is_drained()
+            && let Some(next) = self.next.take()
+        {
+            self.inheritance = Some(self.upstream.bequeath());
+            let old = std::mem::replace(&mut self.upstream, next);
+            self.cancel_asked();
+            self.closing_upstreams.spawn(old.close());
         }
         if self.closing_upstreams.is_empty()
             && let Some(inheritance) = self.inheritance.take()

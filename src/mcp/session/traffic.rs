@@ -9,7 +9,9 @@ use super::{ClientWriter, Session};
 use crate::mcp::answer;
 use crate::mcp::call::{Call, Ending};
 use crate::mcp::lines::TooLong;
-use crate::mcp::message::{Answer, AnswerBody, Field, IdKey, Message, Notification, Refusal, Request, id_of_refused, parse};
+use crate::mcp::message::{
+    Answer, AnswerBody, Field, IdKey, Message, Notification, Refusal, Request, id_of_refused, parse,
+};
 use crate::mcp::metrics::Direction;
 use crate::mcp::policy::{Decision, Denial, decide};
 use crate::mcp::protocol::{CANCELLED, INITIALIZE, LISTEN, code};
@@ -83,7 +85,8 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     }
 
     pub(super) fn answer_the_rest(&mut self) {
-        let failure = Failure::new(&self.around.service.name, "closing", "closing: mcpeg stops, or the service was removed");
+        let failure =
+            Failure::new(&self.around.service.name, "closing", "closing: mcpeg stops, or the service was removed");
         for key in self.ledger.keys() {
             let versions = self.upstream.versions_for(&key);
             if let Some((call, recorded)) = self.ledger.settle(&key, versions, &Ending::Failed(&failure)) {

@@ -241,7 +241,10 @@ impl HttpUpstream {
         };
         if self.replay.agreed().is_some_and(|before| *before != agreed) {
             let service = &*self.around.service.name;
-            tracing::warn!(service, "the new session agreed to another version or other capabilities than the one before");
+            tracing::warn!(
+                service,
+                "the new session agreed to another version or other capabilities than the one before"
+            );
         }
         self.version = HeaderValue::from_str(&agreed.version).ok();
     }
@@ -270,7 +273,10 @@ impl HttpUpstream {
             if let Some((_, stream)) = self.stream.take() {
                 stream.abort();
             }
-            tracing::info!(service = &*self.around.service.name, "the upstream has forgotten the session: beginning anew");
+            tracing::info!(
+                service = &*self.around.service.name,
+                "the upstream has forgotten the session: beginning anew"
+            );
             self.reopen();
         }
         let mut message = running.message;

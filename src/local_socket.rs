@@ -3,6 +3,8 @@
 //! The way: bind under a temporary name in the same folder, with the mode set on the socket before it has a name, listen, and rename
 //! over the final name when it is published. A live socket and anything that is not a socket are never replaced; the socket of a dead
 //! process is. The umask of the process is not touched (it is one for all threads).
+//!
+//! A leaf: the MCP sockets and the admin socket are made here; who may connect and what is said there is theirs.
 
 use std::fs::{DirBuilder, Metadata};
 use std::io;
@@ -53,11 +55,7 @@ pub fn prepare(path: &Path, mode: u32) -> Result<Prepared, SocketError> {
     let io_error = |what| move |source| SocketError::Io { path: path.to_owned(), what, source };
     let folder = folder_of(path)?;
     check_length(path, path)?;
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(|source| SocketError::Folder { path: path.to_owned(), source })?;
+    make_folder(folder, mode).map_err(|source| SocketError::Folder { path: path.to_owned(), source })?;
     check_replaceable(path)?;
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let temporary = folder.join(format!(".{:x}.{number:x}", std::process::id()));
@@ -104,6 +102,11 @@ impl BoundSocket {
         tokio::net::UnixListener::from_std(self.listener.try_clone()?)
     }
 
+    /// Whether the path leads to this socket: not when somebody removed or replaced the file.
+    pub fn is_in_place(&self) -> bool {
+        std::fs::symlink_metadata(&self.path).is_ok_and(|now| identity(&now) == self.identity)
+    }
+
     pub fn set_mode(&self, mode: u32) -> io::Result<()> {
         std::fs::set_permissions(&self.path, PermissionsExt::from_mode(mode))
     }
@@ -111,11 +114,23 @@ impl BoundSocket {
 
 impl Drop for BoundSocket {
     fn drop(&mut self) {
-        let still_ours = std::fs::symlink_metadata(&self.path).is_ok_and(|now| identity(&now) == self.identity);
-        if still_ours && let Err(error) = std::fs::remove_file(&self.path) {
+        if self.is_in_place()
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
             tracing::warn!(%error, path = %self.path.display(), "a socket could not be removed");
         }
     }
+}
+
+/// Makes the folder if it is missing, so that whoever the socket's mode lets in can also reach it.
+fn make_folder(folder: &Path, socket_mode: u32) -> io::Result<()> {
+    if folder.exists() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let of_class = |bits: u32, reach: u32| if socket_mode & bits == 0 { 0 } else { reach };
+    let mode = 0o700 | of_class(0o070, 0o050) | of_class(0o007, 0o005);
+    std::fs::set_permissions(folder, PermissionsExt::from_mode(mode))
 }
 
 fn bound(path: &Path, mode: u32) -> io::Result<UnixListener> {
@@ -178,13 +193,16 @@ mod tests {
     }
 
     #[test]
-    fn the_folder_is_private_the_mode_is_exact_and_the_name_goes_with_the_socket() {
+    fn the_folder_is_as_open_as_the_socket_and_the_name_goes_with_it() {
         let folder = folder();
         let path = folder.path().join("deep/er/a.sock");
         let prepared = prepare(&path, 0o666).unwrap();
         assert!(!path.exists(), "it has no name before it is published");
         let socket = prepared.publish().unwrap();
-        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o666, 0o700));
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o666, 0o755));
+        let private = folder.path().join("own/b.sock");
+        drop(prepare(&private, 0o600).unwrap());
+        assert_eq!(mode(private.parent().unwrap()), 0o700);
         UnixStream::connect(&path).unwrap();
         drop(socket);
         assert!(!path.exists());

@@ -3,9 +3,8 @@
 //! Who may: the process's own uid, and those of `allow_uids`, by the credentials that the kernel gives (`SO_PEERCRED`); up to
 //! `max_connections` at once. Everybody else is closed, and that is audited. It reads and writes no message.
 
-pub mod unix;
-
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,12 +70,12 @@ fn reconcile(
         stays
     });
     for socket in &registry.sockets {
-        if !running.contains_key(&key(socket)) {
+        if let Entry::Vacant(vacant) = running.entry(key(socket)) {
             let listener = socket.bound.listener()?;
             tracing::info!(socket = socket.target.name(), path = %socket.bound.path().display(), "listening");
             // The loop does not hold the socket itself, so that its name goes when the registry lets go of it.
             let task = loops.spawn(accept(shared.clone(), listener, socket.target.clone(), accepted.clone()));
-            running.insert(key(socket), task);
+            vacant.insert(task);
         }
     }
     while loops.try_join_next().is_some() {}
@@ -106,7 +105,7 @@ async fn accept(shared: Arc<Shared>, listener: UnixListener, target: Target, acc
 async fn admit(
     shared: &Shared,
     registry: &watch::Receiver<Arc<Registry>>,
-    mut stream: UnixStream,
+    stream: UnixStream,
     target: &Target,
 ) -> Option<Accepted> {
     let registry = registry.borrow().clone();
@@ -118,8 +117,15 @@ async fn admit(
         }
     };
     if !may_connect(peer.uid, &registry.allow_uids) {
-        tracing::warn!(uid = peer.uid, pid = peer.pid, socket = target.name(), "a connection was refused: uid not allowed");
+        tracing::warn!(
+            uid = peer.uid,
+            pid = peer.pid,
+            socket = target.name(),
+            "a connection was refused: uid not allowed"
+        );
         shared.recorder.connection_denied(target.name(), peer, "uid_not_allowed");
+        let text = format!("uid {} may not connect to mcpeg: it is not in transports.unix.allow_uids", peer.uid);
+        refuse(stream, code::NOT_ALLOWED, &text).await;
         return None;
     }
     let limit = registry.limits.max_connections;
@@ -127,13 +133,17 @@ async fn admit(
         tracing::warn!(limit, socket = target.name(), "a connection was refused: too many");
         shared.recorder.connection_denied(target.name(), peer, "too_many_connections");
         let text = format!("mcpeg serves {limit} connections already, which is the limit");
-        let mut line = answer::error(None, code::TOO_MANY, &text, None);
-        line.push(b'\n');
-        // A courtesy: a fresh socket has room for a line, and a client that is gone needs none.
-        let _ = tokio::time::timeout(COURTESY, stream.write_all(&line)).await;
+        refuse(stream, code::TOO_MANY, &text).await;
         return None;
     };
     Some(Accepted { stream, peer, target: target.clone(), permit })
+}
+
+/// A last word, so that the client can say why. A fresh socket has room for a line, and a client that is gone needs none.
+async fn refuse(mut stream: UnixStream, code: i32, text: &str) {
+    let mut line = answer::error(None, code, text, None);
+    line.push(b'\n');
+    let _ = tokio::time::timeout(COURTESY, stream.write_all(&line)).await;
 }
 
 fn may_connect(uid: u32, allowed: &[u32]) -> bool {
