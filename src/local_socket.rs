@@ -27,7 +27,7 @@ pub enum SocketError {
     Folder { path: PathBuf, source: io::Error },
     #[error("socket {}: something that is not a socket stands there", path.display())]
     NotASocket { path: PathBuf },
-    #[error("socket {}: another process listens there", path.display())]
+    #[error("socket {}: another process listens there: is another mcpeg running?", path.display())]
     InUse { path: PathBuf },
     #[error("socket {}: cannot {what}: {source}", path.display())]
     Io { path: PathBuf, what: &'static str, source: io::Error },

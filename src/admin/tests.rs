@@ -244,12 +244,12 @@ async fn a_dead_socket_is_replaced_and_a_living_one_is_not() {
     assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o660);
     let meter = || NoopMeterProvider::new().meter("test");
     let living = build(unix(&socket, 0o600), surface(&world), meter()).err().unwrap().to_string();
-    assert!(living.ends_with("somebody listens there already; is another mcpeg running?"), "{living}");
+    assert!(living.ends_with("another process listens there: is another mcpeg running?"), "{living}");
     assert_eq!(client::get(&socket, "/livez").await.unwrap().status, 200);
     running.stop().await;
     std::fs::write(&socket, "mine").unwrap();
     let file = build(unix(&socket, 0o600), surface(&world), meter()).err().unwrap().to_string();
-    assert!(file.contains("something else at this path"), "{file}");
+    assert!(file.contains("something that is not a socket stands there"), "{file}");
 }
 
 #[tokio::test]

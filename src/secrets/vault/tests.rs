@@ -281,7 +281,7 @@ async fn a_server_that_is_not_there_and_one_that_is_not_trusted_are_told_apart()
     assert_eq!(source.probe().await.unwrap_err().kind, FailureKind::Unreachable);
     let missing = VaultSettings { ca_file: Some("/no/such/ca.pem".into()), ..settings("https://127.0.0.1:1") };
     let refused = VaultSource::build("corp", &missing, context(&audit)).map(drop).unwrap_err();
-    assert!(refused.starts_with("reading certificates from /no/such/ca.pem: "), "{refused}");
+    assert!(refused.starts_with("certificates in /no/such/ca.pem: "), "{refused}");
 }
 
 #[test]
