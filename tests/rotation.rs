@@ -73,8 +73,8 @@ async fn a_rotation_reaches_file_header_and_child_and_leaves_nothing_behind() {
     })
     .await;
     let took = written.elapsed();
-    // The interval, its jitter of a tenth, and 100 ms; as much again for a machine that runs other tests beside this one.
-    assert!(took < REFRESH.mul_f64(1.1) + Duration::from_millis(600), "the file followed after {took:?}");
+    // The interval and 100 ms, and some more for a machine that runs other tests beside this one.
+    assert!(took < REFRESH + Duration::from_millis(500), "the file followed after {took:?}");
     assert_eq!(who(&mut http).await["x_api_key_sha256"], digest("key-00000002-abcdefghijklmnop"));
     eventually(Duration::from_secs(10), "the child follows", async || {
         (who(&mut child).await["env_sha256"] == digest(&value(2))).then_some(())

@@ -130,7 +130,7 @@ pub struct RawItem {
     /// In the provider's terms: a Vault path (`secret/data/weather`), a key of the file (left out: the whole file), a variable's name.
     #[serde(default)]
     pub path: String,
-    /// How often the provider is asked. Default: `1m`.
+    /// The longest time between two questions to the provider (up to a tenth less, by chance). Default: `1m`.
     pub refresh: Option<RawDuration>,
     /// How long the last known value is served while the provider fails. Default: for good.
     pub max_stale: Option<RawDuration>,
