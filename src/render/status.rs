@@ -33,7 +33,11 @@ fn condition(job: &Job) -> Condition {
         (None, None) if state.current_at.is_none() => (ConditionState::Failed, "not rendered yet".to_owned()),
         (None, None) => (ConditionState::Ok, String::new()),
     };
-    Condition { component: format!("template/{}", destination_of(&job.settings)), state: level, message }
+    Condition {
+        component: format!("template/{}", destination_of(&job.settings).trim_start_matches('/')),
+        state: level,
+        message,
+    }
 }
 
 fn detail(job: &Job) -> Value {

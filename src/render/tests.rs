@@ -106,7 +106,7 @@ impl Bench {
     }
 
     fn condition(&self, name: &str) -> Condition {
-        let component = format!("template/{}", self.path(name).display());
+        let component = format!("template/{}", self.path(name).display().to_string().trim_start_matches('/'));
         self.handle.conditions().into_iter().find(|condition| condition.component == component).unwrap()
     }
 

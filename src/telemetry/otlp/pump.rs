@@ -128,7 +128,7 @@ impl<S: Source> Pump<S> {
 }
 
 /// How long an export may take that was asked for by the stop of the process.
-pub const FLUSH_WITHIN: Duration = Duration::from_secs(5);
+pub const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 /// Records that arrive within this time travel together.
 const GATHER: Duration = Duration::from_millis(200);
 const LAST_WAITS: Duration = Duration::from_millis(250);
