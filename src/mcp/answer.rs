@@ -33,10 +33,8 @@ pub fn notification(method: &str) -> Vec<u8> {
 pub fn cancelled(id: &IdKey, reason: &str) -> Vec<u8> {
     let id = written(id);
     let reason = json!(reason);
-    format!(
-        r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{id},"reason":{reason}}}}}"#
-    )
-    .into_bytes()
+    format!(r#"{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{{"requestId":{id},"reason":{reason}}}}}"#)
+        .into_bytes()
 }
 
 fn written(id: &IdKey) -> String {

@@ -39,9 +39,13 @@ pub struct Call {
 #[derive(Debug)]
 pub enum Ending<'a> {
     /// The upstream answered with a result.
-    Answered { tool_error: bool },
+    Answered {
+        tool_error: bool,
+    },
     /// The upstream, or mcpeg in its place, answered with an error of the protocol.
-    ErrorAnswer { code: Option<i64> },
+    ErrorAnswer {
+        code: Option<i64>,
+    },
     /// The upstream could not answer.
     Failed(&'a Failure),
     TimedOut,
@@ -50,7 +54,9 @@ pub enum Ending<'a> {
     /// The client closed its connection.
     ClientGone,
     /// Policy or a bound: nothing was tried.
-    Denied { kind: &'static str },
+    Denied {
+        kind: &'static str,
+    },
 }
 
 impl Call {
@@ -114,13 +120,7 @@ pub struct Recorder {
 
 impl Recorder {
     /// Records the end of a call. On `Err` the caller must give the client an error in place of the answer.
-    pub fn settle(
-        &self,
-        call: &Call,
-        service: &Arc<str>,
-        peer: Peer,
-        ending: &Ending<'_>,
-    ) -> Result<(), AuditRefused> {
+    pub fn settle(&self, call: &Call, service: &Arc<str>, peer: Peer, ending: &Ending<'_>) -> Result<(), AuditRefused> {
         let now = Instant::now();
         let total = now.duration_since(call.started);
         let error = ending.error();

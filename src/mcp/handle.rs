@@ -136,7 +136,9 @@ impl StatusReport for McpHandle {
         let registry = self.shared.registry.borrow().clone();
         let condition = |service: &Arc<Service>| {
             let (state, message) = match service.failure() {
-                Some((_, reason)) => (ConditionState::Degraded, format!("{reason}; it is tried again when it is needed")),
+                Some((_, reason)) => {
+                    (ConditionState::Degraded, format!("{reason}; it is tried again when it is needed"))
+                }
                 None => (ConditionState::Ok, String::new()),
             };
             Condition { component: format!("service/{}", service.name), state, message }
@@ -163,10 +165,15 @@ fn detail_of(service: &Service) -> Value {
     let settings = service.settings();
     let upstream = match &settings.upstream {
         UpstreamSettings::Stdio(stdio) => json!({ "transport": "stdio", "program": stdio.argv.first() }),
-        UpstreamSettings::Http(http) => json!({ "transport": "http", "origin": http.url.origin().ascii_serialization() }),
+        UpstreamSettings::Http(http) => {
+            json!({ "transport": "http", "origin": http.url.origin().ascii_serialization() })
+        }
     };
-    let children: Vec<Value> =
-        service.children().into_iter().map(|(pid, started)| json!({ "pid": pid, "started": seconds(started) })).collect();
+    let children: Vec<Value> = service
+        .children()
+        .into_iter()
+        .map(|(pid, started)| json!({ "pid": pid, "started": seconds(started) }))
+        .collect();
     json!({
         "upstream": upstream,
         "sessions": service.sessions(),

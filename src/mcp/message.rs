@@ -46,8 +46,8 @@ pub struct Answer<'a> {
 pub enum AnswerBody<'a> {
     /// `tool_error`: the result says `"isError": true`.
     Result { raw: Field<'a>, tool_error: bool },
-    /// The code, where it is an integer.
-    Error { code: Option<i64> },
+    /// `code`: where it is an integer.
+    Error { code: Option<i64>, message: Option<Field<'a>> },
 }
 
 /// What is read of `params`.
@@ -85,7 +85,11 @@ impl<'a> Field<'a> {
     /// The text, if the value is a string.
     pub fn text(self) -> Option<Cow<'a, str>> {
         let inner = self.0.strip_prefix('"')?.strip_suffix('"')?;
-        if inner.contains('\\') { serde_json::from_str(self.0).ok().map(Cow::Owned) } else { Some(Cow::Borrowed(inner)) }
+        if inner.contains('\\') {
+            serde_json::from_str(self.0).ok().map(Cow::Owned)
+        } else {
+            Some(Cow::Borrowed(inner))
+        }
     }
 }
 
@@ -190,7 +194,7 @@ fn classify_answer(envelope: Envelope<'_>) -> Result<Message<'_>, Refusal> {
     }
     let body = match (envelope.result, envelope.error) {
         (Some(result), None) => AnswerBody::Result { raw: result.raw, tool_error: result.tool_error },
-        (None, Some(error)) => AnswerBody::Error { code: error.code },
+        (None, Some(error)) => AnswerBody::Error { code: error.code, message: error.message },
         _ => return invalid("an answer has either \"result\" or \"error\""),
     };
     Ok(Message::Answer(Answer { id, key, body }))

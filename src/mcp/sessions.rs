@@ -105,9 +105,10 @@ impl Watchers {
     /// Starts and ends tasks so that there is one for each service, made from its current settings.
     fn reconcile(&mut self, shared: &Shared, registry: &Registry) {
         self.running.retain(|name, (service, revision, task)| {
-            let stays = registry.services.get(name).is_some_and(|now| {
-                Arc::ptr_eq(now, service) && service.watch().borrow().revision == *revision
-            });
+            let stays = registry
+                .services
+                .get(name)
+                .is_some_and(|now| Arc::ptr_eq(now, service) && service.watch().borrow().revision == *revision);
             if !stays {
                 task.abort();
             }

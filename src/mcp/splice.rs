@@ -64,7 +64,8 @@ mod tests {
 
     #[test]
     fn members_are_added_only_where_they_are_missing() {
-        let add = |object| add_members(object, &[("a", "1"), ("b", "\"x\"")], |key| key == "a" && object.contains("\"a\""));
+        let add =
+            |object| add_members(object, &[("a", "1"), ("b", "\"x\"")], |key| key == "a" && object.contains("\"a\""));
         assert_eq!(add("{}").unwrap(), r#"{"a":1,"b":"x"}"#);
         assert_eq!(add(r#"{"a":0 }"#).unwrap(), r#"{"a":0,"b":"x"}"#);
         assert_eq!(add("[]"), None);

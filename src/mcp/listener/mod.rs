@@ -6,6 +6,7 @@
 pub mod unix;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -71,13 +72,11 @@ fn reconcile(
         stays
     });
     for socket in &registry.sockets {
-        if !running.contains_key(&key(socket)) {
-            let listener = socket.bound.listener()?;
-            tracing::info!(socket = socket.target.name(), path = %socket.bound.path().display(), "listening");
-            // The loop does not hold the socket itself, so that its name goes when the registry lets go of it.
-            let task = loops.spawn(accept(shared.clone(), listener, socket.target.clone(), accepted.clone()));
-            running.insert(key(socket), task);
-        }
+        let Entry::Vacant(place) = running.entry(key(socket)) else { continue };
+        let listener = socket.bound.listener()?;
+        tracing::info!(socket = socket.target.name(), path = %socket.bound.path().display(), "listening");
+        // The loop does not hold the socket itself, so that its name goes when the registry lets go of it.
+        place.insert(loops.spawn(accept(shared.clone(), listener, socket.target.clone(), accepted.clone())));
     }
     while loops.try_join_next().is_some() {}
     Ok(())
@@ -118,7 +117,12 @@ async fn admit(
         }
     };
     if !may_connect(peer.uid, &registry.allow_uids) {
-        tracing::warn!(uid = peer.uid, pid = peer.pid, socket = target.name(), "a connection was refused: uid not allowed");
+        tracing::warn!(
+            uid = peer.uid,
+            pid = peer.pid,
+            socket = target.name(),
+            "a connection was refused: uid not allowed"
+        );
         shared.recorder.connection_denied(target.name(), peer, "uid_not_allowed");
         return None;
     }

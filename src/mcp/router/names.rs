@@ -22,7 +22,9 @@ pub fn unknown<S>(name: &str, services: &BTreeMap<String, S>) -> String {
     let near = services.keys().map(|known| (distance(service, known), known)).min();
     match near {
         Some((distance, known)) if distance <= 1 + service.len() / 4 => {
-            format!("no service has {name:?}: names begin with a service and {SEPARATOR:?}; did you mean \"{known}{SEPARATOR}...\"?")
+            format!(
+                "no service has {name:?}: names begin with a service and {SEPARATOR:?}; did you mean \"{known}{SEPARATOR}...\"?"
+            )
         }
         _ => format!("no service has {name:?}: names begin with a service and {SEPARATOR:?}"),
     }

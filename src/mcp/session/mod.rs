@@ -149,7 +149,11 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         if revision != now.revision {
             self.settings = now.settings;
             self.replace("settings_changed");
-        } else if rotation != now.rotation && self.inheritance.is_none() && self.next.is_none() && self.upstream.rotated() {
+        } else if rotation != now.rotation
+            && self.inheritance.is_none()
+            && self.next.is_none()
+            && self.upstream.rotated()
+        {
             self.replace("secret_rotated");
         }
     }
@@ -167,13 +171,14 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     }
 
     fn replace_if_drained(&mut self) {
-        if self.inheritance.is_none() && self.upstream.is_drained() {
-            if let Some(next) = self.next.take() {
-                self.inheritance = Some(self.upstream.bequeath());
-                let old = std::mem::replace(&mut self.upstream, next);
-                self.cancel_asked();
-                self.closing_upstreams.spawn(old.close());
-            }
+        if self.inheritance.is_none()
+            && self.upstream.is_drained()
+            && let Some(next) = self.next.take()
+        {
+            self.inheritance = Some(self.upstream.bequeath());
+            let old = std::mem::replace(&mut self.upstream, next);
+            self.cancel_asked();
+            self.closing_upstreams.spawn(old.close());
         }
         if self.closing_upstreams.is_empty()
             && let Some(inheritance) = self.inheritance.take()
@@ -187,6 +192,8 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         if self.client_reads {
             self.answer_the_rest();
             self.client.flush(FLUSH_PATIENCE).await;
+        } else {
+            self.record_the_rest();
         }
         let Self { upstream, next, mut closing_upstreams, ledger, client, around, .. } = self;
         drop((ledger, client));
@@ -202,3 +209,6 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
 /// How often it is looked whether a client that writes no more still reads.
 const GONE_CHECK: Duration = Duration::from_millis(200);
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests;

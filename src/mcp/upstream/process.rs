@@ -138,7 +138,10 @@ impl Drop for Leader {
 }
 
 /// A descriptor that becomes readable when the process ends.
-#[expect(deprecated, reason = "sound for an `OwnedFd`; the replacement is unsafe, and unsafe code is for `memory` only")]
+#[expect(
+    deprecated,
+    reason = "sound for an `OwnedFd`; the replacement is unsafe, and unsafe code is for `memory` only"
+)]
 fn watchable(process: Pid) -> Option<AsyncFd<OwnedFd>> {
     AsyncFd::new(pidfd_open(process, PidfdFlags::NONBLOCK).ok()?).ok()
 }

@@ -290,7 +290,10 @@ impl StdioUpstream {
         let Some(agreed) = agreed else { return self.end(Cause::Replay) };
         if self.replay.agreed().is_some_and(|before| *before != agreed) {
             let service = &*self.around.service.name;
-            tracing::warn!(service, "the new child agreed to another version or other capabilities than the one before");
+            tracing::warn!(
+                service,
+                "the new child agreed to another version or other capabilities than the one before"
+            );
         }
         let State::Replaying { mut process, .. } = std::mem::replace(&mut self.state, State::Idle) else { return };
         for message in self.replay.rest() {
@@ -382,12 +385,7 @@ impl StdioUpstream {
 }
 
 /// Gives a message to the child and remembers what has to be known of it.
-fn pass(
-    process: &mut Process,
-    replay: &mut Replay,
-    passed: &mut HashMap<IdKey, Option<Outgoing>>,
-    message: Outgoing,
-) {
+fn pass(process: &mut Process, replay: &mut Replay, passed: &mut HashMap<IdKey, Option<Outgoing>>, message: Outgoing) {
     process.lines.push(&message.bytes);
     replay.passed(&message);
     if let Some(key) = message.key.clone() {
