@@ -21,7 +21,7 @@ pub struct Envelope<'a> {
     pub method: Option<Field<'a>>,
     pub params: Option<Params<'a>>,
     pub result: Option<ResultPart<'a>>,
-    pub error: Option<ErrorPart>,
+    pub error: Option<ErrorPart<'a>>,
 }
 
 #[derive(Debug)]
@@ -31,8 +31,9 @@ pub struct ResultPart<'a> {
 }
 
 #[derive(Debug, Default)]
-pub struct ErrorPart {
+pub struct ErrorPart<'a> {
     pub code: Option<i64>,
+    pub message: Option<Field<'a>>,
 }
 
 /// Reads a text that begins with `{`.
@@ -123,12 +124,13 @@ impl<'a> Select<'a> for Meta<'a> {
     }
 }
 
-impl<'a> Select<'a> for ErrorPart {
+impl<'a> Select<'a> for ErrorPart<'a> {
     fn take<A: MapAccess<'a>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
-        if key != "code" {
-            return Ok(false);
+        match key {
+            "code" => self.code = field(map)?.raw().parse().ok(),
+            "message" => self.message = Some(field(map)?),
+            _ => return Ok(false),
         }
-        self.code = field(map)?.raw().parse().ok();
         Ok(true)
     }
 }

@@ -1,1 +1,81 @@
 //! New settings beside running sessions: what appears, what drains, what stays.
+
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use super::super::settings::{Limits, OnRotate, StdioSettings, UnixSettings};
+use super::super::testing::{Audit, Secrets};
+use super::super::{Identity, build};
+use super::*;
+
+fn settings(folder: &Path, services: &[(&str, &str)]) -> McpSettings {
+    let service = |program: &str| ServiceSettings {
+        upstream: UpstreamSettings::Stdio(StdioSettings {
+            argv: vec![program.to_owned()],
+            env: BTreeMap::new(),
+            working_directory: None,
+            on_rotate: OnRotate::Restart,
+        }),
+        timeout: Duration::from_secs(5),
+    };
+    McpSettings {
+        unix: Some(UnixSettings { path: folder.join("mcpeg.sock"), mode: 0o600, allow_uids: vec![] }),
+        services: services.iter().map(|(name, program)| ((*name).to_owned(), service(program))).collect(),
+        limits: Limits {
+            max_connections: 4,
+            max_message_bytes: 1 << 20,
+            max_in_flight: 4,
+            drain: Duration::from_secs(1),
+        },
+    }
+}
+
+fn built(settings: McpSettings) -> Result<McpHandle, McpError> {
+    let identity = Identity { name: "test".into(), version: "0".into() };
+    let meter = opentelemetry::global::meter("test");
+    build(settings, Secrets::new(&[]), Audit::new(), meter, identity).map(|(handle, _)| handle)
+}
+
+fn names(handle: &McpHandle) -> Vec<String> {
+    handle.sockets().into_iter().map(|(name, _)| name).collect()
+}
+
+#[test]
+fn a_reload_keeps_the_sockets_of_what_has_not_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let handle = built(settings(folder.path(), &[("a", "cat"), ("b", "cat")])).unwrap();
+    assert_eq!(names(&handle), ["aggregate", "a", "b"]);
+    let client = UnixStream::connect(folder.path().join("services/a.sock")).unwrap();
+
+    let staged = handle.stage(settings(folder.path(), &[("a", "tac"), ("c", "cat")])).unwrap();
+    assert_eq!(names(&handle), ["aggregate", "a", "b"], "nothing has changed before the commit");
+    staged.commit();
+    assert_eq!(names(&handle), ["aggregate", "a", "c"]);
+    assert!(UnixStream::connect(folder.path().join("services/c.sock")).is_ok());
+    assert!(!folder.path().join("services/b.sock").exists());
+    assert!(client.peer_addr().is_ok());
+    assert_eq!(handle.detail()["services"]["a"]["upstream"]["program"], "tac");
+    assert!(handle.conditions().iter().all(|condition| condition.state == ConditionState::Ok));
+}
+
+#[test]
+fn what_is_staged_and_dropped_leaves_no_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    let handle = built(settings(folder.path(), &[("a", "cat")])).unwrap();
+    drop(handle.stage(settings(folder.path(), &[("a", "cat"), ("b", "cat")])).unwrap());
+    assert_eq!(names(&handle), ["aggregate", "a"]);
+    let left: Vec<_> = std::fs::read_dir(folder.path().join("services")).unwrap().collect();
+    assert_eq!(left.len(), 1);
+}
+
+#[test]
+fn a_socket_that_cannot_be_made_refuses_the_settings_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let handle = built(settings(folder.path(), &[("a", "cat")])).unwrap();
+    std::fs::write(folder.path().join("services/b.sock"), "a file").unwrap();
+    let Err(error) = handle.stage(settings(folder.path(), &[("b", "cat")])) else { panic!("it was staged") };
+    assert!(error.to_string().ends_with("services/b.sock: something that is not a socket stands there"), "{error}");
+    assert_eq!(names(&handle), ["aggregate", "a"]);
+}

@@ -70,13 +70,11 @@ fn reconcile(
         stays
     });
     for socket in &registry.sockets {
-        if let Entry::Vacant(vacant) = running.entry(key(socket)) {
-            let listener = socket.bound.listener()?;
-            tracing::info!(socket = socket.target.name(), path = %socket.bound.path().display(), "listening");
-            // The loop does not hold the socket itself, so that its name goes when the registry lets go of it.
-            let task = loops.spawn(accept(shared.clone(), listener, socket.target.clone(), accepted.clone()));
-            vacant.insert(task);
-        }
+        let Entry::Vacant(place) = running.entry(key(socket)) else { continue };
+        let listener = socket.bound.listener()?;
+        tracing::info!(socket = socket.target.name(), path = %socket.bound.path().display(), "listening");
+        // The loop does not hold the socket itself, so that its name goes when the registry lets go of it.
+        place.insert(loops.spawn(accept(shared.clone(), listener, socket.target.clone(), accepted.clone())));
     }
     while loops.try_join_next().is_some() {}
     Ok(())

@@ -46,8 +46,8 @@ pub struct Answer<'a> {
 pub enum AnswerBody<'a> {
     /// `tool_error`: the result says `"isError": true`.
     Result { raw: Field<'a>, tool_error: bool },
-    /// The code, where it is an integer.
-    Error { code: Option<i64> },
+    /// `code`: where it is an integer.
+    Error { code: Option<i64>, message: Option<Field<'a>> },
 }
 
 /// What is read of `params`.
@@ -194,7 +194,7 @@ fn classify_answer(envelope: Envelope<'_>) -> Result<Message<'_>, Refusal> {
     }
     let body = match (envelope.result, envelope.error) {
         (Some(result), None) => AnswerBody::Result { raw: result.raw, tool_error: result.tool_error },
-        (None, Some(error)) => AnswerBody::Error { code: error.code },
+        (None, Some(error)) => AnswerBody::Error { code: error.code, message: error.message },
         _ => return invalid("an answer has either \"result\" or \"error\""),
     };
     Ok(Message::Answer(Answer { id, key, body }))

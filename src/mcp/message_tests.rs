@@ -116,7 +116,7 @@ fn answers_say_whether_they_are_errors() {
     assert!(!tool_error(r#"{"jsonrpc":"2.0","id":1,"result":null}"#));
     let failed = answer(r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32601,"message":"no"}}"#);
     assert_eq!(failed.key, None);
-    assert!(matches!(failed.body, AnswerBody::Error { code: Some(-32601) }));
+    assert!(matches!(failed.body, AnswerBody::Error { code: Some(-32601), message: Some(Field("\"no\"")) }));
 }
 
 #[test]

@@ -25,6 +25,8 @@ mod session;
 mod sessions;
 pub mod settings;
 mod splice;
+#[cfg(test)]
+mod testing;
 mod trace;
 mod upstream;
 

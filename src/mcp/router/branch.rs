@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
 use tokio::time::Instant;
@@ -15,9 +17,10 @@ use tokio::time::Instant;
 use crate::mcp::Identity;
 use crate::mcp::answer;
 use crate::mcp::lines::Lines;
-use crate::mcp::message::IdKey;
+use crate::mcp::message::{Field, IdKey};
 use crate::mcp::protocol::{DISCOVER, Era, INITIALIZE, INITIALIZED, LEGACY, META_VERSION, MODERN};
 use crate::mcp::service::Service;
+use crate::mcp::splice;
 
 pub struct Branch {
     pub service: Arc<Service>,
@@ -25,6 +28,8 @@ pub struct Branch {
     phase: Phase,
     waiting: VecDeque<(IdKey, Ask)>,
     capabilities: Value,
+    /// It was asked `server/discover`, and did not answer as a modern server does.
+    fell_back: bool,
 }
 
 /// What a service is asked.
@@ -48,13 +53,20 @@ enum Phase {
 pub enum Greeted {
     /// Nothing to do yet.
     Wait,
-    /// It failed: these requests will not be sent.
-    Failed(Vec<IdKey>),
+    /// It failed: these will not be sent.
+    Failed(Vec<(IdKey, Ask)>),
 }
 
 impl Branch {
     pub fn new(service: Arc<Service>, lines: Lines<ReadHalf<DuplexStream>, WriteHalf<DuplexStream>>) -> Self {
-        Self { service, lines, phase: Phase::Fresh, waiting: VecDeque::new(), capabilities: Value::Null }
+        Self {
+            service,
+            lines,
+            phase: Phase::Fresh,
+            waiting: VecDeque::new(),
+            capabilities: Value::Null,
+            fell_back: false,
+        }
     }
 
     /// Sends a request, now or when the service has been greeted.
@@ -86,7 +98,10 @@ impl Branch {
             Some(mut found) if !discovering || speaks_modern(&found) => {
                 self.capabilities = found["capabilities"].take();
                 let era = if discovering { Era::Modern } else { Era::Legacy };
-                self.service.remember_era(era);
+                // A server that answers `initialize` may speak the modern era as well.
+                if era == Era::Modern || self.fell_back {
+                    self.service.remember_era(era);
+                }
                 if era == Era::Legacy {
                     self.lines.push(&answer::notification(INITIALIZED));
                 }
@@ -95,12 +110,13 @@ impl Branch {
                 Greeted::Wait
             }
             _ if discovering => {
+                self.fell_back = true;
                 self.initialize(identity, id());
                 Greeted::Wait
             }
             _ => {
                 self.phase = Phase::Fresh;
-                Greeted::Failed(self.waiting.drain(..).map(|(key, _)| key).collect())
+                Greeted::Failed(self.take_waiting())
             }
         }
     }
@@ -113,11 +129,15 @@ impl Branch {
         }
     }
 
-    /// Takes a request back that has not been sent. `false`: it has been.
-    pub fn take_back(&mut self, key: &IdKey) -> bool {
-        let before = self.waiting.len();
-        self.waiting.retain(|(waiting, _)| waiting != key);
-        self.waiting.len() < before
+    /// Takes a request back that has not been sent.
+    pub fn take_back(&mut self, key: &IdKey) -> Option<Ask> {
+        let at = self.waiting.iter().position(|(waiting, _)| waiting == key)?;
+        self.waiting.remove(at).map(|(_, ask)| ask)
+    }
+
+    /// Takes back everything that has not been sent.
+    pub fn take_waiting(&mut self) -> Vec<(IdKey, Ask)> {
+        self.waiting.drain(..).collect()
     }
 
     /// What the service speaks, once it has been greeted.
@@ -147,6 +167,7 @@ impl Branch {
 impl Ask {
     fn written(self, era: Era, identity: &Identity) -> Vec<u8> {
         match self {
+            Self::Line(line) if era == Era::Legacy => legacy(&line).unwrap_or(line),
             Self::Line(line) => line,
             Self::Page { id, method, cursor } => {
                 let cursor = cursor.map(|cursor| format!("\"cursor\":{cursor}"));
@@ -156,6 +177,29 @@ impl Ask {
             }
         }
     }
+}
+
+/// A modern client's request for a legacy server: without what belongs to the modern era in `_meta`, which some servers refuse. `None`:
+/// nothing does.
+fn legacy(line: &[u8]) -> Option<Vec<u8>> {
+    memchr::memmem::find(line, META_VERSION.as_bytes())?;
+    let line = std::str::from_utf8(line).ok()?;
+    let meta = serde_json::from_str::<WithMeta<'_>>(line).ok()?.params.meta;
+    let mut members: serde_json::Map<String, Value> = serde_json::from_str(meta.get()).ok()?;
+    members.retain(|key, _| !key.starts_with(PROTOCOL_PREFIX));
+    splice::replace(line, Field(meta.get()), &Value::Object(members).to_string()).map(String::into_bytes)
+}
+
+#[derive(Deserialize)]
+struct WithMeta<'a> {
+    #[serde(borrow)]
+    params: ParamsWithMeta<'a>,
+}
+
+#[derive(Deserialize)]
+struct ParamsWithMeta<'a> {
+    #[serde(borrow, rename = "_meta")]
+    meta: &'a RawValue,
 }
 
 /// `params._meta` of a request of our own in the modern era.
@@ -172,4 +216,20 @@ fn speaks_modern(discovered: &Value) -> bool {
     versions.is_none_or(|versions| versions.iter().any(|version| version == MODERN))
 }
 
+const PROTOCOL_PREFIX: &str = "io.modelcontextprotocol/";
 const DISCOVER_PATIENCE: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_legacy_server_sees_nothing_of_the_modern_era() {
+        let line = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"t","_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","progressToken":7},"arguments":{ "n":1.0 }}}"#;
+        assert_eq!(
+            String::from_utf8(legacy(line.as_bytes()).unwrap()).unwrap(),
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"t","_meta":{"progressToken":7},"arguments":{ "n":1.0 }}}"#
+        );
+        assert_eq!(legacy(br#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#), None);
+    }
+}

@@ -28,7 +28,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use self::branch::Branch;
 use self::lists::Collection;
-use super::call::{Call, Peer};
+use super::call::{Call, Ending, Peer};
 use super::lines::{Lines, Progress};
 use super::message::IdKey;
 use super::protocol::Era;
@@ -57,7 +57,7 @@ pub struct Router {
     mark: u64,
     count: u64,
     /// What the client speaks, by its last request.
-    era: Era,
+    era: Option<Era>,
     client_reads: bool,
     client_writes: bool,
 }
@@ -105,7 +105,7 @@ impl Router {
             resources: HashMap::new(),
             mark: random(),
             count: 0,
-            era: Era::Legacy,
+            era: None,
             client_reads: true,
             client_writes: true,
         }
@@ -187,14 +187,25 @@ impl Router {
         lists.chain(self.branches.values().filter_map(Branch::deadline)).min()
     }
 
-    async fn finish(self) {
-        let Self { mut client, branches, mut sessions, shared, name, client_reads, .. } = self;
+    async fn finish(mut self) {
+        for (_, open) in std::mem::take(&mut self.open) {
+            match open {
+                // Recorded by the session behind the branch, or below.
+                Open::Routed { .. } => {}
+                Open::Listing { call, .. } | Open::Searching { call, .. } => self.record(&call, &Ending::ClientGone),
+            }
+        }
+        for (service, branch) in &mut std::mem::take(&mut self.branches) {
+            for (_, ask) in branch.take_waiting() {
+                self.record_unsent(service, &ask, &Ending::ClientGone);
+            }
+        }
+        let Self { mut client, mut sessions, shared, name, client_reads, .. } = self;
         if client_reads {
             client.flush(FLUSH_PATIENCE).await;
         }
         drop(client);
-        // The sessions see the end of their pipes.
-        drop(branches);
+        // The sessions have seen the end of their pipes.
         while sessions.join_next().await.is_some() {}
         shared.recorder.metrics.session_closed(&name);
     }

@@ -5,14 +5,15 @@ use std::collections::HashMap;
 
 use serde_json::value::RawValue;
 
-use super::branch::Greeted;
+use super::branch::{Ask, Greeted};
 use super::lists::Page;
 use super::{Open, Own, Router};
 use crate::mcp::answer;
-use crate::mcp::call::Ending;
+use crate::mcp::call::{Call, Ending};
 use crate::mcp::message::{Answer, AnswerBody, Field, IdKey, Message, Request, parse};
 use crate::mcp::protocol::{CANCELLED, Era, PING, RESOURCES_READ, code};
 use crate::mcp::splice;
+use crate::mcp::upstream::Failure;
 
 impl Router {
     pub(super) fn take_branch_lines(&mut self, service: &str) {
@@ -32,7 +33,7 @@ impl Router {
     pub(super) fn services_changed(&mut self) {
         let registry = self.registry.borrow_and_update().clone();
         self.resources.retain(|_, service| registry.services.contains_key(service));
-        if self.era == Era::Legacy && !registry.closing {
+        if self.era == Some(Era::Legacy) && !registry.closing {
             for list in ["tools", "prompts", "resources"] {
                 self.client.push(&answer::notification(&format!("notifications/{list}/list_changed")));
             }
@@ -45,7 +46,7 @@ impl Router {
         let late = self.branches.iter().filter(|(_, branch)| branch.deadline().is_some_and(|deadline| deadline <= now));
         let late: Vec<String> = late.map(|(service, _)| service.clone()).collect();
         for service in late {
-            self.greeted(&service, None);
+            self.greeted(&service, None, "it does not answer");
         }
         let mut due = Vec::new();
         for (key, open) in &mut self.open {
@@ -63,16 +64,22 @@ impl Router {
 
     /// The session behind a branch has ended: the service was removed, or mcpeg stops.
     pub(super) fn branch_ended(&mut self, service: &str) {
-        self.branches.remove(service);
+        let unsent = self.branches.remove(service).map(|mut branch| branch.take_waiting()).unwrap_or_default();
+        self.unsent_failed(service, unsent, "its session has ended");
         let own = self.own.iter().filter(|(_, own)| own.service() == service).map(|(key, _)| key.clone());
         for key in own.collect::<Vec<_>>() {
             self.own_failed(&key, "its session has ended");
         }
-        let routed =
-            self.open.iter().filter(|(_, open)| matches!(open, Open::Routed { service: s, .. } if s == service));
-        for key in routed.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
-            self.routed_failed(&key, &format!("service {service}: its session has ended"));
-        }
+        // What was sent has been recorded by the session that ended.
+        let message = format!("service {service}: its session has ended");
+        let Self { open, client, .. } = self;
+        open.retain(|_, open| match open {
+            Open::Routed { service: its, id, .. } if its == service => {
+                client.push(&answer::error(Some(Field(id)), code::UPSTREAM_FAILED, &message, None));
+                false
+            }
+            _ => true,
+        });
     }
 
     pub(super) fn finish_list_if_done(&mut self, key: &IdKey) {
@@ -108,7 +115,7 @@ impl Router {
             AnswerBody::Error { .. } => None,
         };
         if self.branches.get(service).is_some_and(|branch| branch.is_greeting(key)) {
-            return self.greeted(service, result.map(Field::raw));
+            return self.greeted(service, result.map(Field::raw), &error_of(answer, service));
         }
         // `parse` has checked that the line is UTF-8.
         let Ok(line) = std::str::from_utf8(line) else { return };
@@ -128,7 +135,9 @@ impl Router {
     /// A modern client expects members that a legacy service does not send.
     fn for_client<'l>(&self, service: &str, method: &str, line: &'l str, result: Option<Field<'_>>) -> Cow<'l, str> {
         let speaks_legacy = self.branches.get(service).is_some_and(|branch| branch.era() == Some(Era::Legacy));
-        let (Era::Modern, true, Some(result)) = (self.era, speaks_legacy, result) else { return Cow::Borrowed(line) };
+        let (Some(Era::Modern), true, Some(result)) = (self.era, speaks_legacy, result) else {
+            return Cow::Borrowed(line);
+        };
         let Ok(found) = serde_json::from_str::<HashMap<Cow<'_, str>, &RawValue>>(result.raw()) else {
             return Cow::Borrowed(line);
         };
@@ -146,15 +155,12 @@ impl Router {
         let Some(result) = result else {
             match answer.body {
                 // It does not know the method: it has nothing of the kind.
-                AnswerBody::Error { code: Some(code) } if code == i64::from(code::METHOD_NOT_FOUND) => {
+                AnswerBody::Error { code: Some(code), .. } if code == i64::from(code::METHOD_NOT_FOUND) => {
                     list.add_nothing(service);
+                    return self.finish_list_if_done(open);
                 }
-                _ => {
-                    tracing::warn!(service, list = kind.method(), "a service answered with an error and is left out");
-                    list.fail(service, "it answered with an error");
-                }
+                _ => return self.page_failed(open, service, &error_of(answer, service)),
             }
-            return self.finish_list_if_done(open);
         };
         let (page, uris) = list.add(service, result.raw());
         for uri in uris {
@@ -197,18 +203,45 @@ impl Router {
         branch.lines.push(&line);
     }
 
-    fn greeted(&mut self, service: &str, result: Option<&str>) {
+    fn greeted(&mut self, service: &str, result: Option<&str>, problem: &str) {
         let next = self.next_id();
-        let identity = self.shared.clone();
+        let shared = self.shared.clone();
         let Some(branch) = self.branches.get_mut(service) else { return };
-        if let Greeted::Failed(keys) = branch.greeted(result, &identity.identity, || next) {
-            for key in keys {
-                if self.own.contains_key(&key) {
-                    self.own_failed(&key, "it could not be initialized");
-                } else {
-                    self.routed_failed(&key, &format!("service {service}: it could not be initialized"));
-                }
+        if let Greeted::Failed(unsent) = branch.greeted(result, &shared.identity, || next) {
+            self.unsent_failed(service, unsent, problem);
+        }
+    }
+
+    /// Requests that never went to their service, so that nobody else records and answers them.
+    fn unsent_failed(&mut self, service: &str, unsent: Vec<(IdKey, Ask)>, problem: &str) {
+        for (key, ask) in unsent {
+            if self.open.remove(&key).is_none() {
+                self.own_failed(&key, problem);
+                continue;
             }
+            let failure = Failure::new(service, "not_initialized", problem);
+            self.record_unsent(service, &ask, &Ending::Failed(&failure));
+            if let Ask::Line(line) = &ask
+                && let Ok(Message::Request(request)) = parse(line)
+            {
+                self.client.push(&answer::error(Some(request.id), failure.code, &failure.message, None));
+            }
+        }
+    }
+
+    pub(super) fn record_unsent(&self, service: &str, ask: &Ask, ending: &Ending<'_>) {
+        let Ask::Line(line) = ask else { return };
+        let Ok(Message::Request(request)) = parse(line) else { return };
+        let call = Call::begin(&request, service);
+        if let Err(error) = self.shared.recorder.settle(&call, &service.into(), self.peer, ending) {
+            tracing::error!(%error, service, "a request that was not sent could not be audited");
+        }
+    }
+
+    /// Records the end of a request that nobody waits for any more.
+    pub(super) fn record(&self, call: &Call, ending: &Ending<'_>) {
+        if let Err(error) = self.shared.recorder.settle(call, &self.name, self.peer, ending) {
+            tracing::error!(%error, "an unanswered request could not be audited");
         }
     }
 
@@ -227,13 +260,17 @@ impl Router {
         }
         self.finish_list_if_done(open);
     }
+}
 
-    /// A request that never reached its service, or whose session ended: nobody else has recorded it.
-    fn routed_failed(&mut self, key: &IdKey, message: &str) {
-        if let Some(Open::Routed { id, .. }) = self.open.remove(key) {
-            self.client.push(&answer::error(Some(Field(&id)), code::UPSTREAM_FAILED, message, None));
-        }
-    }
+/// What the error of an answer says, cut to a length that a list of problems can bear, without the name that is said anyway.
+fn error_of(answer: &Answer<'_>, service: &str) -> String {
+    let message = match answer.body {
+        AnswerBody::Error { message, .. } => message.and_then(Field::text),
+        AnswerBody::Result { .. } => None,
+    };
+    let message = message.as_deref().unwrap_or("it answered with an error");
+    let message = message.strip_prefix(&format!("service {service}: ")).unwrap_or(message);
+    message.chars().take(MAX_PROBLEM_CHARS).collect()
 }
 
 impl Own {
@@ -245,3 +282,4 @@ impl Own {
 }
 
 const MAX_RESOURCES: usize = 10_000;
+const MAX_PROBLEM_CHARS: usize = 300;

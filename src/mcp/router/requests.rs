@@ -60,7 +60,7 @@ impl Router {
             Some(_) => Era::Modern,
             None => Era::Legacy,
         };
-        self.era = era;
+        self.era = Some(era);
         // `parse` has checked that the line is UTF-8.
         let Ok(text) = std::str::from_utf8(line) else { return };
         match request.method.as_ref() {
@@ -88,17 +88,13 @@ impl Router {
         };
         match open {
             (key, Open::Routed { service, .. }) => {
-                if let Some(branch) = self.branches.get_mut(&service)
-                    && !branch.take_back(&key)
-                {
-                    branch.lines.push(line);
+                let Some(branch) = self.branches.get_mut(&service) else { return };
+                match branch.take_back(&key) {
+                    Some(ask) => self.record_unsent(&service, &ask, &Ending::Cancelled),
+                    None => branch.lines.push(line),
                 }
             }
-            (_, Open::Listing { call, .. } | Open::Searching { call, .. }) => {
-                if let Err(error) = self.shared.recorder.settle(&call, &self.name, self.peer, &Ending::Cancelled) {
-                    tracing::error!(%error, "a cancelled request could not be audited");
-                }
-            }
+            (_, Open::Listing { call, .. } | Open::Searching { call, .. }) => self.record(&call, &Ending::Cancelled),
         }
     }
 

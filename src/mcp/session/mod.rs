@@ -192,6 +192,8 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         if self.client_reads {
             self.answer_the_rest();
             self.client.flush(FLUSH_PATIENCE).await;
+        } else {
+            self.record_the_rest();
         }
         let Self { upstream, next, mut closing_upstreams, ledger, client, around, .. } = self;
         drop((ledger, client));
@@ -207,3 +209,6 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
 /// How often it is looked whether a client that writes no more still reads.
 const GONE_CHECK: Duration = Duration::from_millis(200);
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests;

@@ -84,6 +84,17 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         }
     }
 
+    /// The client is gone: nobody will read an answer.
+    pub(super) fn record_the_rest(&mut self) {
+        for key in self.ledger.keys() {
+            let versions = self.upstream.versions_for(&key);
+            if let Some((_, Err(error))) = self.ledger.settle(&key, versions, &Ending::ClientGone) {
+                tracing::error!(%error, service = &*self.around.service.name, "an unanswered request could not be audited");
+            }
+        }
+    }
+
+    /// The session ends before its requests are answered.
     pub(super) fn answer_the_rest(&mut self) {
         let failure =
             Failure::new(&self.around.service.name, "closing", "closing: mcpeg stops, or the service was removed");
@@ -180,7 +191,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         let Some(key) = &answer.key else { return self.client.push(line) };
         let (ending, result) = match answer.body {
             AnswerBody::Result { raw, tool_error } => (Ending::Answered { tool_error }, Some(raw.raw())),
-            AnswerBody::Error { code } => (Ending::ErrorAnswer { code }, None),
+            AnswerBody::Error { code, .. } => (Ending::ErrorAnswer { code }, None),
         };
         let versions = self.upstream.versions_for(key);
         self.upstream.answered(key, result);

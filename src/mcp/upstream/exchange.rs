@@ -13,6 +13,7 @@ use futures_util::StreamExt;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::sse::Parser;
 use crate::mcp::message::{IdKey, Message, parse};
@@ -174,13 +175,21 @@ impl Exchange {
         }
     }
 
-    /// Passes the stream's messages on until it ends, or the answer has come.
+    /// Passes the stream's messages on until it ends, or shortly after the answer has come.
     async fn stream(&self, response: Response, last_id: &mut Option<String>) -> Result<StreamEnd, Trouble> {
         let mut parser = Parser::new(self.limit);
         let mut chunks = response.bytes_stream();
         let mut end = StreamEnd::default();
-        while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(|error| self.transport(&error))?;
+        loop {
+            // A stream that has ended properly leaves its connection fit for the next request.
+            let next =
+                if end.answered { timeout(LINGER, chunks.next()).await.ok().flatten() } else { chunks.next().await };
+            let Some(chunk) = next else { break };
+            let chunk = match chunk {
+                Ok(chunk) => chunk,
+                Err(_) if end.answered => break,
+                Err(error) => return Err(self.transport(&error)),
+            };
             parser.push(&chunk).map_err(|error| trouble("message_too_large", error))?;
             while let Some(event) = parser.next() {
                 let line = one_line(event.data);
@@ -196,9 +205,6 @@ impl Exchange {
                 }
             }
             end.retry = parser.retry();
-            if end.answered {
-                break;
-            }
         }
         Ok(end)
     }
@@ -304,6 +310,8 @@ fn has_type(response: &Response, wanted: &str) -> bool {
 
 const RECONNECT: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
+/// How long the end of a stream is awaited after the answer.
+const LINGER: Duration = Duration::from_secs(1);
 const RESUMPTIONS: usize = 5;
 
 #[cfg(test)]

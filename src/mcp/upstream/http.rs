@@ -60,6 +60,14 @@ struct Running {
     epoch: u32,
     /// Part of an opening: the client has had the answer already.
     swallow: bool,
+    /// Only the end of the stream is awaited.
+    answered: bool,
+}
+
+impl Running {
+    fn is_awaited(&self) -> bool {
+        self.message.key.is_some() && !self.answered && self.message.role != Role::Listen
+    }
 }
 
 impl HttpUpstream {
@@ -135,6 +143,9 @@ impl HttpUpstream {
         if let Some(agreed) = self.replay.answered(key, result) {
             self.version = HeaderValue::from_str(&agreed.version).ok();
         }
+        if let Some(running) = self.running.values_mut().find(|running| running.message.key.as_ref() == Some(key)) {
+            running.answered = true;
+        }
         self.around.service.works();
     }
 
@@ -170,7 +181,7 @@ impl HttpUpstream {
     }
 
     pub fn is_drained(&self) -> bool {
-        self.running.values().all(|running| running.message.key.is_none() || running.message.role == Role::Listen)
+        !self.running.values().any(Running::is_awaited)
     }
 
     pub fn has_room(&self) -> bool {
@@ -378,7 +389,7 @@ impl HttpUpstream {
         let exchange = self.exchange(headers, message.key.clone())?;
         let serial = exchange.serial;
         let task = self.tasks.spawn(exchange.post(message.bytes.clone()));
-        self.running.insert(serial, Running { message, task, versions, epoch: self.epoch, swallow });
+        self.running.insert(serial, Running { message, task, versions, epoch: self.epoch, swallow, answered: false });
         Some(serial)
     }
 

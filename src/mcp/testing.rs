@@ -1,0 +1,87 @@
+//! Stand-ins for the ports, for the tests of this domain.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+
+use crate::ports::{AuditEvent, AuditLog, AuditRefused, AuditValue, SecretReader, SecretUnavailable};
+use crate::secret::{Secret, SecretVersion};
+
+/// Secrets of one field, by item.
+pub struct Secrets(Mutex<HashMap<String, Item>>);
+
+type Item = (Arc<SecretVersion>, watch::Sender<u64>);
+
+impl Secrets {
+    pub fn new(items: &[(&str, &str)]) -> Arc<Self> {
+        let secrets = Arc::new(Self(Mutex::default()));
+        items.iter().for_each(|(item, value)| secrets.set(item, value));
+        secrets
+    }
+
+    pub fn set(&self, item: &str, value: &str) {
+        let mut items = self.0.lock().unwrap();
+        let number = items.get(item).map_or(1, |(version, _)| version.version + 1);
+        let fields = BTreeMap::from([("value".to_owned(), Secret::copy_from(value.as_bytes()))]);
+        let fetched_at = SystemTime::UNIX_EPOCH;
+        let version = Arc::new(SecretVersion { version: number, provider_version: None, fields, fetched_at });
+        let (current, changes) =
+            items.entry(item.to_owned()).or_insert_with(|| (version.clone(), watch::Sender::new(number)));
+        *current = version;
+        changes.send_replace(number);
+    }
+}
+
+impl SecretReader for Secrets {
+    fn current(&self, item: &str) -> Result<Arc<SecretVersion>, SecretUnavailable> {
+        let unknown = || SecretUnavailable::Unknown { item: item.to_owned() };
+        self.0.lock().unwrap().get(item).map(|(version, _)| version.clone()).ok_or_else(unknown)
+    }
+
+    fn subscribe(&self, item: &str) -> Option<watch::Receiver<u64>> {
+        self.0.lock().unwrap().get(item).map(|(_, changes)| changes.subscribe())
+    }
+}
+
+/// Keeps the events, and refuses them when it is told to.
+#[derive(Default)]
+pub struct Audit {
+    events: Mutex<Vec<AuditEvent>>,
+    pub refuses: AtomicBool,
+}
+
+impl Audit {
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// An attribute of each event, as text.
+    pub fn column(&self, name: &str) -> Vec<String> {
+        let text = |event: &AuditEvent| {
+            let found = event.attributes.iter().find(|(attribute, _)| *attribute == name);
+            found.map_or_else(|| "-".to_owned(), |(_, value)| shown(value))
+        };
+        self.events.lock().unwrap().iter().map(text).collect()
+    }
+}
+
+impl AuditLog for Audit {
+    fn record(&self, event: AuditEvent) -> Result<(), AuditRefused> {
+        if self.refuses.load(Ordering::Relaxed) {
+            return Err(AuditRefused { reason: "told to".into() });
+        }
+        self.events.lock().unwrap().push(event);
+        Ok(())
+    }
+}
+
+fn shown(value: &AuditValue) -> String {
+    match value {
+        AuditValue::Text(text) => text.clone(),
+        AuditValue::List(items) => items.join(" "),
+        other => format!("{other:?}"),
+    }
+}
