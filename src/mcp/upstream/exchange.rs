@@ -12,11 +12,12 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
+use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::sse::Parser;
-use crate::mcp::message::{Answer, AnswerBody, Field, IdKey, Message, parse};
+use crate::mcp::message::{IdKey, Message, parse};
 
 /// What an exchange tells.
 #[derive(Debug)]
@@ -143,11 +144,11 @@ impl Exchange {
             && is_json(&response)
             && let Ok(body) = self.body(response).await
         {
-            if answers(&body, self.key.as_ref()) {
+            session_lost = in_session && status == StatusCode::BAD_REQUEST && blames_session(&body);
+            if !session_lost && answers(&body, self.key.as_ref()) {
                 self.tell(News::Line(body, None)).await;
                 return Ok(());
             }
-            session_lost = in_session && status == StatusCode::BAD_REQUEST && blames_session(&body);
         }
         Err(Trouble { session_lost, ..refusal(status) })
     }
@@ -290,12 +291,20 @@ fn answers(line: &[u8], key: Option<&IdKey>) -> bool {
     matches!(parse(line), Ok(Message::Answer(answer)) if answer.key.is_some() && answer.key.as_ref() == key)
 }
 
-/// Some servers answer 400 where the specification wants 404, and say in an error without an id that it is the session.
+/// Some servers answer 400 where the specification wants 404, and say in the error, with or without an id, that it is the session.
 fn blames_session(body: &[u8]) -> bool {
-    let Ok(Message::Answer(Answer { key: None, body: AnswerBody::Error { message, .. }, .. })) = parse(body) else {
-        return false;
-    };
-    message.and_then(Field::text).is_some_and(|message| message.to_ascii_lowercase().contains("session"))
+    let found: Result<ErrorBody, _> = serde_json::from_slice(body);
+    found.is_ok_and(|body| body.error.message.to_ascii_lowercase().contains("session"))
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    error: ErrorMessage,
+}
+
+#[derive(Deserialize)]
+struct ErrorMessage {
+    message: String,
 }
 
 /// In valid JSON a raw line break stands only between tokens: a space says the same.
@@ -338,10 +347,14 @@ mod tests {
 
     #[test]
     fn a_400_about_the_session_is_told_from_another() {
-        let error = |id, text| format!(r#"{{"jsonrpc":"2.0","error":{{"code":-32000,"message":"{text}"}},"id":{id}}}"#);
-        assert!(blames_session(error("null", "Bad Request: No valid session ID provided").as_bytes()));
-        assert!(!blames_session(error("null", "Bad Request: no version").as_bytes()));
-        assert!(!blames_session(error("1", "a session").as_bytes()));
+        assert!(blames_session(
+            br#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"No valid session ID provided"}}"#
+        ));
+        assert!(blames_session(
+            br#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"Session not found"},"id":null}"#
+        ));
+        assert!(!blames_session(br#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"no version"},"id":null}"#));
+        assert!(!blames_session(br#"{"session":"x"}"#));
     }
 
     #[test]
