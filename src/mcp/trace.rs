@@ -115,4 +115,24 @@ mod tests {
         assert!(span.ids.is_some());
         assert!(start("ping", None, "s", "1", Some("nonsense")).onward.is_none());
     }
+
+    #[test]
+    fn with_a_tracer_the_span_is_a_child_of_the_callers() {
+        use opentelemetry::trace::TracerProvider;
+        use tracing_subscriber::layer::SubscriberExt;
+
+        let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+        let subscriber = tracing_subscriber::registry().with(layer);
+        tracing::subscriber::with_default(subscriber, || {
+            let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+            let span = start("tools/call", Some("echo"), "s", "1", Some(text));
+            let onward = parse(span.onward.as_deref().unwrap()).unwrap();
+            assert_eq!(onward.trace_id(), parse(text).unwrap().trace_id());
+            assert_ne!(onward.span_id(), parse(text).unwrap().span_id());
+            assert_eq!(span.ids.unwrap().span_id, onward.span_id().to_bytes());
+            span.finish(Some("timeout"));
+            assert!(start("ping", None, "s", "2", None).onward.is_some(), "without a caller it is a root");
+        });
+    }
 }

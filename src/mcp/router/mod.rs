@@ -41,6 +41,8 @@ use super::upstream::backoff::random;
 pub struct Router {
     shared: Arc<Shared>,
     registry: watch::Receiver<Arc<Registry>>,
+    /// The services that the client knows of, with the revisions of their settings.
+    known: Vec<(String, u64)>,
     /// The aggregate's name in records.
     name: Arc<str>,
     peer: Peer,
@@ -92,8 +94,11 @@ enum Own {
 
 impl Router {
     pub fn new(shared: Arc<Shared>, client: Lines<OwnedReadHalf, OwnedWriteHalf>, peer: Peer) -> Self {
+        let registry = shared.registry.subscribe();
+        let known = revisions(&registry.borrow());
         Self {
-            registry: shared.registry.subscribe(),
+            registry,
+            known,
             shared,
             name: AGGREGATE.into(),
             peer,
@@ -123,8 +128,8 @@ impl Router {
                 changed = self.registry.changed() => if changed.is_ok() { self.services_changed() } else { break },
                 () = until(deadline) => self.expire(),
                 Some(_) = self.sessions.join_next() => {}
-                () = sleep(GONE_CHECK), if !self.client_writes => {
-                    self.client_reads = !self.client.writer().is_gone();
+                () = sleep(GONE_CHECK), if !read_client => {
+                    self.client_reads = !self.client.writer().is_gone(!self.client_writes);
                 }
             }
         }
@@ -222,6 +227,11 @@ async fn any_branch(branches: &mut BTreeMap<String, Branch>, read: bool) -> (Str
         Poll::Pending
     })
     .await
+}
+
+fn revisions(registry: &Registry) -> Vec<(String, u64)> {
+    let services = registry.services.iter();
+    services.map(|(name, service)| (name.clone(), service.watch().borrow().revision)).collect()
 }
 
 async fn until(deadline: Option<Instant>) {

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 
 use super::branch::{Ask, Greeted};
 use super::lists::Page;
-use super::{Open, Own, Router};
+use super::{Open, Own, Router, revisions};
 use crate::mcp::answer;
 use crate::mcp::call::{Call, Ending};
 use crate::mcp::message::{Answer, AnswerBody, Field, IdKey, Message, Request, parse};
@@ -29,11 +29,12 @@ impl Router {
         }
     }
 
-    /// Services have come or gone: a legacy client is told that its lists are not the same any more.
+    /// When services have come, gone or changed, a legacy client is told that its lists are not the same any more.
     pub(super) fn services_changed(&mut self) {
         let registry = self.registry.borrow_and_update().clone();
         self.resources.retain(|_, service| registry.services.contains_key(service));
-        if self.era == Some(Era::Legacy) && !registry.closing {
+        let before = std::mem::replace(&mut self.known, revisions(&registry));
+        if self.era == Some(Era::Legacy) && before != self.known {
             for list in ["tools", "prompts", "resources"] {
                 self.client.push(&answer::notification(&format!("notifications/{list}/list_changed")));
             }

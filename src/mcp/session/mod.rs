@@ -31,12 +31,12 @@ use super::upstream::{Inheritance, Surroundings, Upstream};
 
 /// The direction to a client.
 pub trait ClientWriter: AsyncWrite + Unpin + Send {
-    /// The client has closed both directions, not only its own.
-    fn is_gone(&self) -> bool;
+    /// The client has closed both directions. `ended`: it has closed its own.
+    fn is_gone(&self, ended: bool) -> bool;
 }
 
 impl ClientWriter for OwnedWriteHalf {
-    fn is_gone(&self) -> bool {
+    fn is_gone(&self, _ended: bool) -> bool {
         // Writing nothing succeeds or would block, unless the peer does not read any more.
         self.try_write(&[]).is_err_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
     }
@@ -44,8 +44,8 @@ impl ClientWriter for OwnedWriteHalf {
 
 /// The aggregate's end of a pipe in memory closes both directions at once.
 impl ClientWriter for tokio::io::WriteHalf<tokio::io::DuplexStream> {
-    fn is_gone(&self) -> bool {
-        true
+    fn is_gone(&self, ended: bool) -> bool {
+        ended
     }
 }
 
@@ -112,8 +112,8 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
                 },
                 () = self.ledger.alarm() => self.expire(),
                 Some(_) = self.closing_upstreams.join_next() => {}
-                () = sleep(GONE_CHECK), if !self.client_writes => {
-                    self.client_reads = !self.client.writer().is_gone();
+                () = sleep(GONE_CHECK), if !read_client => {
+                    self.client_reads = !self.client.writer().is_gone(!self.client_writes);
                 }
             }
         }
@@ -206,7 +206,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     }
 }
 
-/// How often it is looked whether a client that writes no more still reads.
+/// How often it is looked whether a client that is not read, or writes no more, is still there.
 const GONE_CHECK: Duration = Duration::from_millis(200);
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 

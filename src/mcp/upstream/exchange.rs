@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
+use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -30,8 +31,8 @@ pub struct Report {
 pub enum News {
     /// The server gave the session this id.
     Session(HeaderValue),
-    /// A message of the server, as one line.
-    Line(Bytes),
+    /// A message of the server, as one line, and the id of the event that it came in.
+    Line(Bytes, Option<String>),
     /// So far the stream has come; where a later one has to begin.
     EventId(String),
     /// The end, once.
@@ -131,20 +132,23 @@ impl Exchange {
         if !answers(&body, self.key.as_ref()) {
             return Err(trouble("bad_answer", "the upstream's answer is not a JSON-RPC answer to the request"));
         }
-        self.tell(News::Line(body)).await;
+        self.tell(News::Line(body, None)).await;
         Ok(())
     }
 
     /// An error status: an error answer of the protocol goes on as it is, anything else is said in our words.
     async fn refused(&self, status: StatusCode, response: Response) -> Result<(), Trouble> {
-        let session_lost = status == StatusCode::NOT_FOUND && self.headers.contains_key(SESSION_ID);
+        let in_session = self.headers.contains_key(SESSION_ID);
+        let mut session_lost = in_session && status == StatusCode::NOT_FOUND;
         if !session_lost
             && is_json(&response)
             && let Ok(body) = self.body(response).await
-            && answers(&body, self.key.as_ref())
         {
-            self.tell(News::Line(body)).await;
-            return Ok(());
+            session_lost = in_session && status == StatusCode::BAD_REQUEST && blames_session(&body);
+            if !session_lost && answers(&body, self.key.as_ref()) {
+                self.tell(News::Line(body, None)).await;
+                return Ok(());
+            }
         }
         Err(Trouble { session_lost, ..refusal(status) })
     }
@@ -194,7 +198,7 @@ impl Exchange {
             while let Some(event) = parser.next() {
                 let line = one_line(event.data);
                 end.answered |= self.key.is_some() && answers(&line, self.key.as_ref());
-                self.tell(News::Line(line)).await;
+                self.tell(News::Line(line, event.id)).await;
             }
             if let Some(id) = parser.last_id()
                 && last_id.as_deref() != Some(id)
@@ -287,6 +291,22 @@ fn answers(line: &[u8], key: Option<&IdKey>) -> bool {
     matches!(parse(line), Ok(Message::Answer(answer)) if answer.key.is_some() && answer.key.as_ref() == key)
 }
 
+/// Some servers answer 400 where the specification wants 404, and say in the error, with or without an id, that it is the session.
+fn blames_session(body: &[u8]) -> bool {
+    let found: Result<ErrorBody, _> = serde_json::from_slice(body);
+    found.is_ok_and(|body| body.error.message.to_ascii_lowercase().contains("session"))
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    error: ErrorMessage,
+}
+
+#[derive(Deserialize)]
+struct ErrorMessage {
+    message: String,
+}
+
 /// In valid JSON a raw line break stands only between tokens: a space says the same.
 fn one_line(text: Bytes) -> Bytes {
     if memchr::memchr2(b'\n', b'\r', &text).is_none() {
@@ -323,6 +343,18 @@ mod tests {
         let line = one_line(Bytes::from_static(b"{\r\n  \"a\": \"x\\n\"\n}"));
         assert_eq!(&line[..], b"{    \"a\": \"x\\n\" }");
         assert_eq!(serde_json::from_slice::<serde_json::Value>(&line).unwrap()["a"], "x\n");
+    }
+
+    #[test]
+    fn a_400_about_the_session_is_told_from_another() {
+        assert!(blames_session(
+            br#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"No valid session ID provided"}}"#
+        ));
+        assert!(blames_session(
+            br#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"Session not found"},"id":null}"#
+        ));
+        assert!(!blames_session(br#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"no version"},"id":null}"#));
+        assert!(!blames_session(br#"{"session":"x"}"#));
     }
 
     #[test]

@@ -11,6 +11,8 @@ use bytes::Bytes;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     pub data: Bytes,
+    /// Its own, not one that an earlier event has set.
+    pub id: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -26,6 +28,7 @@ pub struct Parser {
     after_return: bool,
     at_start: bool,
     ready: VecDeque<Event>,
+    own_id: Option<String>,
     last_id: Option<String>,
     retry: Option<Duration>,
     limit: usize,
@@ -41,6 +44,7 @@ impl Parser {
             after_return: false,
             at_start: true,
             ready: VecDeque::new(),
+            own_id: None,
             last_id: None,
             retry: None,
             limit,
@@ -115,7 +119,10 @@ impl Parser {
                 self.data.extend_from_slice(value);
             }
             b"event" => self.other_type = !value.is_empty() && value != b"message",
-            b"id" if !value.contains(&0) => self.last_id = std::str::from_utf8(value).ok().map(str::to_owned),
+            b"id" if !value.contains(&0) => {
+                self.own_id = std::str::from_utf8(value).ok().map(str::to_owned);
+                self.last_id = self.own_id.clone();
+            }
             b"retry" => {
                 let millis = std::str::from_utf8(value).ok().and_then(|value| value.parse().ok());
                 self.retry = millis.map(Duration::from_millis).or(self.retry);
@@ -126,8 +133,9 @@ impl Parser {
 
     fn dispatch(&mut self) {
         let data = std::mem::take(&mut self.data);
+        let id = self.own_id.take();
         if std::mem::take(&mut self.has_data) && !self.other_type && !data.is_empty() {
-            self.ready.push_back(Event { data: data.into() });
+            self.ready.push_back(Event { data: data.into(), id });
         }
         self.other_type = false;
     }

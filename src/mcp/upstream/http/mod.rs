@@ -7,6 +7,8 @@
 //! Invariants: `running` has exactly the exchanges whose end has not been reported; nothing but the opening is sent while `opening` is
 //! not empty; header values with secrets are marked sensitive and live no longer than their exchange.
 
+mod reports;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +18,14 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::exchange::{Exchange, News, Report, SESSION_ID, Trouble};
+use self::reports::SeenEvents;
+use super::exchange::{Exchange, Report, SESSION_ID, Trouble};
 use super::headers;
 use super::outgoing::{Outgoing, Role};
-use super::replay::{Agreed, Replay};
-use super::{Event, Failure, Gone, Inheritance, Surroundings};
+use super::replay::Replay;
+use super::{Event, Inheritance, Surroundings};
 use crate::mcp::credentials::CredentialError;
-use crate::mcp::message::{AnswerBody, IdKey, Message, parse};
+use crate::mcp::message::IdKey;
 use crate::mcp::settings::{HttpSettings, ServiceSettings, UpstreamSettings};
 
 pub struct HttpUpstream {
@@ -51,6 +54,7 @@ pub struct HttpUpstream {
     opening_refused: bool,
     stream: Option<(u64, AbortHandle)>,
     last_event: Option<String>,
+    seen: SeenEvents,
 }
 
 struct Running {
@@ -94,6 +98,7 @@ impl HttpUpstream {
             opening_refused: false,
             stream: None,
             last_event: None,
+            seen: SeenEvents::default(),
         }
     }
 
@@ -214,127 +219,6 @@ impl HttpUpstream {
         let _ = tokio::time::timeout(DELETE_PATIENCE, request.send()).await;
     }
 
-    fn apply(&mut self, Report { serial, news }: Report) {
-        let is_stream = self.stream.as_ref().is_some_and(|(stream, _)| *stream == serial);
-        match news {
-            _ if !is_stream && !self.running.contains_key(&serial) => {}
-            News::Session(id) => self.session = Some(id),
-            News::Line(line) => self.line(serial, line),
-            News::EventId(id) => self.last_event = is_stream.then_some(id).or(self.last_event.take()),
-            News::Done(_) if is_stream => self.stream = None,
-            News::Done(result) => self.done(serial, result),
-        }
-        while self.tasks.try_join_next().is_some() {}
-    }
-
-    fn line(&mut self, serial: u64, line: Bytes) {
-        if line.trim_ascii().is_empty() {
-            return;
-        }
-        let Some(running) = self.running.get(&serial).filter(|running| running.swallow) else {
-            self.inbox.push_back(line);
-            return;
-        };
-        let Ok(Message::Answer(answer)) = parse(&line) else {
-            self.inbox.push_back(line);
-            return;
-        };
-        if running.message.role != Role::Initialize {
-            return;
-        }
-        let agreed = match answer.body {
-            AnswerBody::Result { raw, .. } => Agreed::of(raw.raw()),
-            AnswerBody::Error { .. } => None,
-        };
-        let Some(agreed) = agreed else {
-            self.opening_refused = true;
-            return;
-        };
-        if self.replay.agreed().is_some_and(|before| *before != agreed) {
-            let service = &*self.around.service.name;
-            tracing::warn!(
-                service,
-                "the new session agreed to another version or other capabilities than the one before"
-            );
-        }
-        self.version = HeaderValue::from_str(&agreed.version).ok();
-    }
-
-    fn done(&mut self, serial: u64, result: Result<(), Trouble>) {
-        let Some(running) = self.running.remove(&serial) else { return };
-        if self.alone == Some(serial) {
-            self.alone = None;
-        }
-        let refused = running.swallow && std::mem::take(&mut self.opening_refused);
-        match result {
-            Ok(()) if refused => self.failed(running, Trouble::new("replay_failed", REFUSED)),
-            Ok(()) if running.message.role == Role::Initialized => self.open_stream(),
-            Ok(()) => {}
-            Err(trouble) if trouble.session_lost => self.session_lost(running, trouble),
-            Err(trouble) => self.failed(running, trouble),
-        }
-        self.advance();
-    }
-
-    /// The server has forgotten the session: a new one is begun once, and what is safe is repeated once.
-    fn session_lost(&mut self, running: Running, trouble: Trouble) {
-        if running.epoch == self.epoch {
-            self.epoch += 1;
-            (self.session, self.version, self.last_event) = (None, None, None);
-            if let Some((_, stream)) = self.stream.take() {
-                stream.abort();
-            }
-            tracing::info!(
-                service = &*self.around.service.name,
-                "the upstream has forgotten the session: beginning anew"
-            );
-            self.reopen();
-        }
-        let mut message = running.message;
-        if running.swallow {
-            return;
-        }
-        if message.repeated || (message.key.is_some() && !message.safe) {
-            let what = "the upstream has forgotten the session; a new one is begun, but the request is not repeated, \
-                        as it may not be safe to do it twice";
-            self.lose(message.key, running.versions, Trouble { message: what.into(), ..trouble });
-            return;
-        }
-        message.repeated = true;
-        self.queued_bytes += message.bytes.len();
-        self.queue.push_front(message);
-    }
-
-    fn failed(&mut self, running: Running, trouble: Trouble) {
-        if running.swallow {
-            self.opening_failed(trouble);
-        } else {
-            self.lose(running.message.key, running.versions, trouble);
-        }
-    }
-
-    /// Whoever waits for the opening shall know why it failed; the next message tries again.
-    fn opening_failed(&mut self, trouble: Trouble) {
-        self.opening.clear();
-        self.opening_due = true;
-        self.session = None;
-        let keys: Vec<IdKey> = self.queue.drain(..).filter_map(|message| message.key).collect();
-        self.queued_bytes = 0;
-        let failure = self.failure(trouble);
-        self.lost.push_back(Event::Lost { keys, failure, versions: Arc::default(), gone: Gone::No });
-    }
-
-    fn lose(&mut self, key: Option<IdKey>, versions: Arc<[String]>, trouble: Trouble) {
-        let failure = self.failure(trouble);
-        self.lost.push_back(Event::Lost { keys: key.into_iter().collect(), failure, versions, gone: Gone::No });
-    }
-
-    fn failure(&self, trouble: Trouble) -> Failure {
-        let failure = Failure::new(&self.around.service.name, trouble.kind, trouble.message);
-        self.around.service.failed(&failure);
-        failure
-    }
-
     /// Tells a new session what the old one had been told.
     fn reopen(&mut self) {
         self.opening.clear();
@@ -382,6 +266,9 @@ impl HttpUpstream {
                 return None;
             }
         };
+        if message.role == Role::Initialize {
+            (self.session, self.version) = (None, None);
+        }
         headers::add_protocol(&mut headers, message.hints.as_deref(), self.session.as_ref(), self.version.as_ref());
         if !swallow {
             self.replay.passed(&message);
@@ -445,7 +332,6 @@ impl HttpUpstream {
     }
 }
 
-const REFUSED: &str = "the upstream began a new session, but refused to initialize it as the one before";
 const REPORTS: usize = 64;
 const QUEUED_BYTES: usize = 1024 * 1024;
 const DELETE_PATIENCE: Duration = Duration::from_secs(2);
