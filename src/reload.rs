@@ -5,16 +5,16 @@
 //! run one at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use notify::{RecursiveMode, Watcher};
 use serde_json::json;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, error, info, warn};
 
 use crate::admin::AdminHandle;
@@ -46,6 +46,8 @@ pub struct Reloader {
     /// Held for a whole reload.
     turn: tokio::sync::Mutex<()>,
     last: Mutex<Option<ReloadOutcome>>,
+    /// The files whose change may change the outcome of the next reload.
+    followed: Mutex<Vec<PathBuf>>,
 }
 
 impl Reloader {
@@ -55,6 +57,7 @@ impl Reloader {
             domains,
             admin: OnceLock::new(),
             audit,
+            followed: Mutex::new(config.files.clone()),
             current: Mutex::new(config),
             turn: tokio::sync::Mutex::new(()),
             last: Mutex::new(None),
@@ -76,38 +79,71 @@ impl Reloader {
     pub async fn reload_now(&self, cause: &'static str) -> ReloadOutcome {
         let _turn = self.turn.lock().await;
         let outcome = self.attempt().await;
-        self.say(&outcome, cause);
-        *lock(&self.last) = Some(outcome.clone());
+        let before = lock(&self.last).replace(outcome.clone());
+        // A file that came to be followed is looked at once more: the same rejection is no news then.
+        if cause != FILE || before.as_ref() != Some(&outcome) || matches!(outcome, ReloadOutcome::Applied { .. }) {
+            self.say(&outcome, cause);
+        }
         outcome
     }
 
-    /// Reloads when a file that the configuration was read from changes, until it is told to stop.
+    /// Reloads when a file that matters to the configuration changes, appears or goes, until it is told to stop.
+    ///
+    /// Files are looked at, not waited for: a look follows links and sees folders that were replaced, which a watch on them misses.
     pub async fn watch(self: Arc<Self>, mut shutdown: Shutdown) -> Result<(), PartError> {
-        let (sender, mut changes) = mpsc::channel(1);
-        let mut watching = Watching::new(sender);
-        loop {
-            watching.follow(&self.current().files);
-            tokio::select! {
-                () = shutdown.requested() => return Ok(()),
-                Some(()) = changes.recv() => {}
-            }
-            // Editors and mounted volumes change several files in a row: wait until it is quiet, but not for ever.
-            let latest = Instant::now() + LONGEST_SETTLE;
-            while timeout_at(latest.min(Instant::now() + SETTLE), changes.recv()).await.is_ok() {
-                if Instant::now() >= latest {
-                    break;
-                }
-            }
-            self.reload_now("file").await;
+        tokio::select! {
+            () = shutdown.requested() => Ok(()),
+            never = self.look_for_changes() => match never {},
         }
+    }
+
+    async fn look_for_changes(&self) -> Infallible {
+        // Nothing is known at first, so that a change between the start and the first look is not missed.
+        let mut known = Looks::default();
+        loop {
+            sleep(LOOK).await;
+            if self.look().await == known {
+                continue;
+            }
+            known = self.settled().await;
+            self.reload_now(FILE).await;
+        }
+    }
+
+    /// Editors and mounted volumes change several files in a row: waits until it is quiet, but not for ever.
+    async fn settled(&self) -> Looks {
+        let latest = Instant::now() + LONGEST_SETTLE;
+        let mut before = self.look().await;
+        loop {
+            sleep(SETTLE).await;
+            let now = self.look().await;
+            if now == before || Instant::now() >= latest {
+                return now;
+            }
+            before = now;
+        }
+    }
+
+    async fn look(&self) -> Looks {
+        let files = lock(&self.followed).clone();
+        // It cannot be cancelled, and a panic in it would be one of the standard library's.
+        tokio::task::spawn_blocking(move || look_at(&files)).await.unwrap_or_default()
     }
 
     async fn attempt(&self) -> ReloadOutcome {
         let sources = self.sources.clone();
-        let loaded = tokio::task::spawn_blocking(move || config::load(&sources)).await;
-        let new = match loaded {
-            Ok(Ok(config)) => config,
-            Ok(Err(problems)) => return rejected(problems.iter().map(config::Problem::one_line).collect()),
+        let loaded = tokio::task::spawn_blocking(move || {
+            let mut followed = Vec::new();
+            (config::load_following(&sources, &mut followed), followed)
+        });
+        let new = match loaded.await {
+            Ok((loaded, followed)) => {
+                *lock(&self.followed) = followed;
+                match loaded {
+                    Ok(config) => config,
+                    Err(problems) => return rejected(problems.iter().map(config::Problem::one_line).collect()),
+                }
+            }
             Err(error) => return rejected(vec![format!("reading the configuration failed: {error}")]),
         };
         let old = self.current();
@@ -136,10 +172,12 @@ impl Reloader {
             None => None,
         };
         telemetry.commit();
-        secrets.commit();
+        // Old and new items are served side by side until everybody has moved.
+        let secrets = secrets.introduce();
         self.await_new_items(old, &new).await;
         render.commit();
         mcp.commit();
+        secrets.finish();
         if let Some(admin) = admin {
             admin.commit();
         }
@@ -212,59 +250,16 @@ impl StatusReport for Reloader {
     }
 }
 
-/// The notifier of the system, and what it watches now.
-struct Watching {
-    files: Arc<Mutex<BTreeSet<PathBuf>>>,
-    folders: BTreeSet<PathBuf>,
-    watcher: Option<notify::RecommendedWatcher>,
-}
+/// What tells one content of a file from another without reading it: device, inode, size, change of content (ns). `None`: not there.
+type Looks = BTreeMap<PathBuf, Option<(u64, u64, u64, i128)>>;
 
-impl Watching {
-    fn new(changes: mpsc::Sender<()>) -> Self {
-        let files = Arc::new(Mutex::new(BTreeSet::new()));
-        let relevant = files.clone();
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // A full channel already holds what there is to say; an error may have hidden a change.
-            let says_change = event.map_or(true, |event| {
-                !event.kind.is_access() && event.paths.iter().any(|path| concerns(path, &lock(&relevant)))
-            });
-            if says_change {
-                let _ = changes.try_send(());
-            }
-        });
-        if let Err(error) = &watcher {
-            warn!(%error, "changed files are not noticed; reload by SIGHUP or `mcpeg reload`");
-        }
-        Self { files, folders: BTreeSet::new(), watcher: watcher.ok() }
-    }
-
-    /// Watches the folders of `files`: a file that is replaced by rename would be lost otherwise.
-    fn follow(&mut self, files: &[PathBuf]) {
-        *lock(&self.files) = files.iter().cloned().collect();
-        let Some(watcher) = &mut self.watcher else { return };
-        let wanted: BTreeSet<PathBuf> = files.iter().filter_map(|file| file.parent()).map(Path::to_owned).collect();
-        for gone in self.folders.difference(&wanted) {
-            // A folder that was removed is not watched any more anyway.
-            let _ = watcher.unwatch(gone);
-        }
-        self.folders.retain(|folder| wanted.contains(folder));
-        for folder in wanted {
-            if self.folders.contains(&folder) {
-                continue;
-            }
-            match watcher.watch(&folder, RecursiveMode::NonRecursive) {
-                Ok(()) => {
-                    self.folders.insert(folder);
-                }
-                Err(error) => warn!(%error, folder = %folder.display(), "changes in this folder are not noticed"),
-            }
-        }
-    }
-}
-
-/// Whether a changed path is one of the configuration's files, or the link by which a mounted volume swaps all of them.
-fn concerns(path: &Path, files: &BTreeSet<PathBuf>) -> bool {
-    files.contains(path) || path.file_name().is_some_and(|name| name == "..data")
+fn look_at(files: &[PathBuf]) -> Looks {
+    let look = |file: &PathBuf| {
+        let found = std::fs::metadata(file).ok()?;
+        let changed = i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec());
+        Some((found.dev(), found.ino(), found.size(), changed))
+    };
+    files.iter().map(|file| (file.clone(), look(file))).collect()
 }
 
 /// What differs, as dotted paths; for maps of named things by their names.
@@ -306,6 +301,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+const FILE: &str = "file";
+const LOOK: Duration = Duration::from_millis(500);
 const SETTLE: Duration = Duration::from_millis(150);
 const LONGEST_SETTLE: Duration = Duration::from_secs(2);
 const NEW_ITEMS: Duration = Duration::from_secs(5);

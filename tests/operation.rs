@@ -112,6 +112,81 @@ async fn a_changed_file_is_applied_and_a_bad_one_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn files_that_were_wrong_missing_or_behind_a_link_are_noticed_when_they_change() {
+    let folder = small();
+    let two = SMALL
+        .replace("cat: { config_file: cat.yaml }", "cat: { config_file: cat.yaml }, two: { config_file: two.yaml }");
+    folder.write("rel-1/mcpeg.yaml", &format!("{SMALL}metadata: {{ environment: test }}\n"));
+    folder.write("rel-2/mcpeg.yaml", &format!("{two}metadata: {{ environment: test }}\n"));
+    std::os::unix::fs::symlink("rel-1", folder.path("current")).unwrap();
+    std::fs::remove_file(folder.path("mcpeg.yaml")).unwrap();
+    std::os::unix::fs::symlink("current/mcpeg.yaml", folder.path("mcpeg.yaml")).unwrap();
+    let sidecar = Sidecar::start(folder);
+
+    // The link is swapped to a release that names a file which is wrong, and then mended.
+    sidecar.folder.write("two.yaml", "type: mcp\ncomand: [cat]\n");
+    std::os::unix::fs::symlink("rel-2", sidecar.folder.path("next")).unwrap();
+    std::fs::rename(sidecar.folder.path("next"), sidecar.folder.path("current")).unwrap();
+    sidecar.says("config", &["degraded", "two.yaml:2:", "comand"]).await;
+    sidecar.folder.write("two.yaml", "type: mcp\ncommand: [cat]\n");
+    eventually(Duration::from_secs(5), "the second service has a socket", async || {
+        sidecar.service_socket("two").exists().then_some(())
+    })
+    .await;
+
+    // The overlay of the environment appears.
+    sidecar.folder.write("mcpeg-test.yaml", "services: { two: { enabled: false } }\n");
+    eventually(Duration::from_secs(5), "the overlay is applied", async || {
+        (!sidecar.service_socket("two").exists()).then_some(())
+    })
+    .await;
+    assert_eq!(sidecar.folder.audit("config.rejected").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn renaming_a_secret_in_a_reload_fails_no_call() {
+    let folder = small();
+    let server = serde_json::to_string(&crate::support::upstream::python_stdio()).unwrap();
+    let service = |item: &str| {
+        format!("type: mcp\ncommand: {server}\nenv: {{ MCPEG_TEST_TOKEN: \"${{secret.{item}.token}}\" }}\n")
+    };
+    folder.write("cat.yaml", &service("app"));
+    let sidecar = Sidecar::start(folder);
+    let mut client = Client::initialized(&sidecar.service_socket("cat")).await;
+    client.call("echo", json!({ "text": "warm" })).await;
+    // The new configuration also names an item that cannot be fetched, which a reload waits for.
+    let more = SMALL
+        .replace("items: { app:", "items: { dead: { provider: dev, path: nothing }, renamed:")
+        .replace("secret.app", "secret.renamed");
+    sidecar.folder.write("app.j2", "token={{ secret.renamed.token }}");
+    sidecar.folder.write("cat.yaml", &service("renamed"));
+    sidecar.folder.write("mcpeg.yaml", &more);
+    let started = Instant::now();
+    let mut calls = 0;
+    while sidecar.folder.audit("config.reloaded").is_empty() || started.elapsed() < Duration::from_secs(7) {
+        let answer = client.call("echo", json!({ "text": "x" })).await;
+        assert!(answer["result"]["isError"] != true && answer["error"].is_null(), "after {calls} calls: {answer}");
+        calls += 1;
+        assert!(started.elapsed() < Duration::from_secs(30), "it was not reloaded");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(calls > 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_is_heard_during_a_reload() {
+    let sidecar = Sidecar::start(small());
+    let more = SMALL.replace("items: { app:", "items: { dead: { provider: dev, path: nothing }, app:");
+    std::fs::write(sidecar.folder.path("mcpeg.yaml"), &more).unwrap();
+    sidecar.signal(libc::SIGHUP);
+    eventually(Duration::from_secs(5), "the reload waits for the new item", async || sidecar.condition("secret/dead"))
+        .await;
+    let started = Instant::now();
+    assert!(sidecar.stop().await.success());
+    assert!(started.elapsed() < Duration::from_secs(3), "the stop took {:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sighup_and_the_admin_socket_reload() {
     let sidecar = Sidecar::start(small());
     let output = sidecar.folder.mcpeg(&["reload"]);

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tracing::{error, info};
 
 use super::{bad_configuration, block_on, complain, failed, say};
@@ -33,6 +34,7 @@ async fn serve(config: Config, sources: Sources) -> ExitCode {
     let _ = readiness.set(supervisor.readiness());
 
     let mut announced = false;
+    let mut reloads = JoinSet::new();
     let ending = loop {
         let every_part = supervisor.readiness();
         tokio::select! {
@@ -45,12 +47,21 @@ async fn serve(config: Config, sources: Sources) -> ExitCode {
                 Asked::Stop(name) => break Ending::Asked(name),
                 Asked::Reload => {
                     tell_systemd(&[sd_notify::NotifyState::Reloading]);
-                    reloader.reload_now("signal").await;
-                    tell_systemd(&[sd_notify::NotifyState::Ready]);
+                    let reloader = reloader.clone();
+                    // Beside the loop, so that a request to stop is heard meanwhile; they take turns by themselves.
+                    if reloads.len() < MAX_RELOADS {
+                        reloads.spawn(async move { reloader.reload_now("signal").await });
+                    }
                 }
             },
+            Some(_) = reloads.join_next(), if !reloads.is_empty() => {
+                if reloads.is_empty() {
+                    tell_systemd(&[sd_notify::NotifyState::Ready]);
+                }
+            }
         }
     };
+    reloads.abort_all();
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
     match &ending {
         Ending::Asked(name) => info!(signal = name, "stopping"),
@@ -139,3 +150,5 @@ impl Signals {
 
 /// Threads that drive everything: a sidecar shares its machine with the agent.
 const WORKERS: usize = 2;
+/// One under way and one that sees what changed since; more signals than that say nothing new.
+const MAX_RELOADS: usize = 2;

@@ -18,19 +18,57 @@ pub struct Sources {
     pub environment: Option<String>,
     /// `key.path=value`, in the order given.
     pub set: Vec<String>,
-    pub variables: BTreeMap<String, String>,
+    pub variables: Variables,
+}
+
+/// Where environment variables are looked up.
+#[derive(Debug, Clone)]
+pub enum Variables {
+    /// This process's own, each read when it is asked for: a copy of all of them would lie in memory for good.
+    Process,
+    /// Exactly these.
+    Only(BTreeMap<String, String>),
+}
+
+impl Default for Variables {
+    fn default() -> Self {
+        Self::Only(BTreeMap::new())
+    }
+}
+
+impl Variables {
+    fn get(&self, name: &str) -> Option<String> {
+        match self {
+            Self::Process => std::env::var(name).ok(),
+            Self::Only(variables) => variables.get(name).cloned(),
+        }
+    }
+
+    /// Those whose names start with `prefix`, in the order of their names. One that is not UTF-8 is left out.
+    fn starting_with(&self, prefix: &str) -> BTreeMap<String, String> {
+        match self {
+            Self::Process => std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+                .filter(|(name, _)| name.starts_with(prefix))
+                .filter_map(|(name, value)| Some((name, value.into_string().ok()?)))
+                .collect(),
+            Self::Only(variables) => variables
+                .iter()
+                .filter(|(name, _)| name.starts_with(prefix))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect(),
+        }
+    }
 }
 
 impl Sources {
-    /// With this process's environment; a variable that is not UTF-8 is left out.
+    /// With this process's environment.
     pub fn from_process(config: Option<PathBuf>, environment: Option<String>, set: Vec<String>) -> Self {
-        let variables =
-            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
-        Self { config, environment, set, variables }
+        Self { config, environment, set, variables: Variables::Process }
     }
 
     pub fn variable(&self, name: &str) -> Option<String> {
-        self.variables.get(name).cloned()
+        self.variables.get(name)
     }
 
     /// The main file: as asked for, else the first of the usual places that exists.
@@ -55,11 +93,14 @@ pub struct Layered {
     pub files: Vec<PathBuf>,
 }
 
-pub fn load(sources: &Sources, main: &Path, problems: &mut Problems) -> Option<Layered> {
+/// `followed` gets every file whose change may change the outcome, an overlay that is not there among them.
+pub fn load(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, problems: &mut Problems) -> Option<Layered> {
+    followed.push(main.to_owned());
     let mut tree = yaml::read(main, problems)?;
     let mut files = vec![main.to_owned()];
     if let Some((environment, asked_by)) = environment_of(sources, &tree) {
         let overlay = overlay_path(main, &environment);
+        followed.push(overlay.clone());
         if overlay.exists() {
             if let Some(upper) = yaml::read(&overlay, problems) {
                 tree.lay_over(upper);
@@ -100,10 +141,10 @@ fn overlay_path(main: &Path, environment: &str) -> PathBuf {
 }
 
 fn lay_variables(sources: &Sources, tree: &mut Node) {
-    for (name, value) in &sources.variables {
-        let Some(rest) = name.strip_prefix("MCPEG_").filter(|rest| rest.contains("__")) else { continue };
+    for (name, value) in sources.variables.starting_with(PREFIX) {
+        let Some(rest) = name.strip_prefix(PREFIX).filter(|rest| rest.contains("__")) else { continue };
         let path: Vec<String> = rest.split("__").map(str::to_ascii_lowercase).collect();
-        tree.put(&path, Node::text(value, true, Origin::Variable(name.clone())));
+        tree.put(&path, Node::text(&value, true, Origin::Variable(name.clone())));
     }
 }
 
@@ -121,4 +162,5 @@ fn lay_flags(sources: &Sources, tree: &mut Node, problems: &mut Problems) {
     }
 }
 
+const PREFIX: &str = "MCPEG_";
 const USUAL_PLACES: [&str; 3] = ["config/mcpeg.yaml", "/opt/mcpeg/config/mcpeg.yaml", "/etc/mcpeg/mcpeg.yaml"];

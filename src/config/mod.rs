@@ -33,7 +33,7 @@ use crate::secrets::settings::SecretsSettings;
 use crate::telemetry::settings::TelemetrySettings;
 
 use check::Check;
-pub use layers::Sources;
+pub use layers::{Sources, Variables};
 pub use problem::{Problem, Problems};
 use raw::RawConfig;
 use raw::mcp::{RawService, RawServiceFile};
@@ -67,6 +67,11 @@ pub enum LockMemory {
 
 /// Reads, layers and checks the configuration.
 pub fn load(sources: &Sources) -> Result<Config, Problems> {
+    load_following(sources, &mut Vec::new())
+}
+
+/// As `load`. `followed` gets the files whose change may change the outcome, whatever it is.
+pub fn load_following(sources: &Sources, followed: &mut Vec<PathBuf>) -> Result<Config, Problems> {
     let mut problems = Problems::default();
     let main = match sources.main_file() {
         Ok(main) => main,
@@ -75,21 +80,24 @@ pub fn load(sources: &Sources) -> Result<Config, Problems> {
             return Err(problems);
         }
     };
-    let config = load_from(sources, &main, &mut problems);
+    let config = load_from(sources, &main, followed, &mut problems);
     match config {
         Some(config) if problems.is_empty() => Ok(config),
         _ => Err(problems.sorted()),
     }
 }
 
-fn load_from(sources: &Sources, main: &Path, problems: &mut Problems) -> Option<Config> {
-    let layers::Layered { mut tree, mut files } = layers::load(sources, main, problems)?;
+fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, problems: &mut Problems) -> Option<Config> {
+    let layers::Layered { mut tree, mut files } = layers::load(sources, main, followed, problems)?;
     let folder = main.parent().unwrap_or(Path::new("/"));
     let items = names_of_items(&tree);
     let mut shape = Shape::new(folder, problems);
-    let readable = shape.check(&mut tree, &schema::main_file());
+    if !shape.check(&mut tree, &schema::main_file()) {
+        // What is missing has been reported; a stand-in lets the rest be checked too.
+        tree.stand_in("version", "1.0")?;
+    }
     let mut references = shape.references;
-    let mut raw: RawConfig = if readable { read_raw(&tree, problems)? } else { return None };
+    let mut raw: RawConfig = read_raw(&tree, problems)?;
 
     let mut check = Check { tree: &tree, problems };
     check::operation::storage(&raw.storage, &mut check);
@@ -105,7 +113,7 @@ fn load_from(sources: &Sources, main: &Path, problems: &mut Problems) -> Option<
     check_sockets_differ(unix.as_ref(), &admin, &mut check);
     let telemetry = check::telemetry::settings(raw.telemetry, raw.audit, &raw.global, &raw.metadata, &mut check);
     let timeout = raw.global.timeout.as_ref().map_or(check::mcp::DEFAULT_TIMEOUT, |timeout| timeout.0);
-    let mut reader = ServiceReader { sources, timeout, files: &mut files, references: &mut references };
+    let mut reader = ServiceReader { sources, timeout, followed, files: &mut files, references: &mut references };
     let services = reader.read_all(raw.services, unix.as_ref(), &mut check);
     check_references(&references, &items, check.problems);
 
@@ -127,6 +135,7 @@ fn load_from(sources: &Sources, main: &Path, problems: &mut Problems) -> Option<
 struct ServiceReader<'a> {
     sources: &'a Sources,
     timeout: Duration,
+    followed: &'a mut Vec<PathBuf>,
     files: &'a mut Vec<PathBuf>,
     references: &'a mut Vec<(SecretRef, Origin)>,
 }
@@ -142,6 +151,7 @@ impl ServiceReader<'_> {
         for (name, raw) in raw.into_iter().filter(|(_, raw)| raw.enabled.unwrap_or(true)) {
             check::mcp::service_name(&name, unix, check);
             let file = raw.config_file.0;
+            self.followed.push(file.clone());
             if let Err(error) = std::fs::metadata(&file) {
                 let message = format!("{} cannot be opened: {}", file.display(), yaml::plain_io(&error));
                 check.problem(&["services", &name, "config_file"], message);
@@ -163,7 +173,7 @@ impl ServiceReader<'_> {
         let readable = shape.check(&mut tree, &schema::service_file());
         self.references.append(&mut shape.references);
         if !readable {
-            return None;
+            tree.stand_in("type", "mcp")?;
         }
         let raw: RawServiceFile = read_raw(&tree, problems)?;
         check::mcp::service(raw, self.timeout, &mut Check { tree: &tree, problems })
@@ -222,7 +232,9 @@ pub fn sockets(sources: &Sources) -> Result<Sockets, Problems> {
         }
     };
     let folder = main.parent().unwrap_or(Path::new("/"));
-    let Some(layers::Layered { tree, .. }) = layers::load(sources, &main, &mut problems) else { return Err(problems) };
+    let Some(layers::Layered { tree, .. }) = layers::load(sources, &main, &mut Vec::new(), &mut problems) else {
+        return Err(problems);
+    };
     let path = |section: &str, default: &str| -> PathBuf {
         let node = tree.get(section).and_then(|node| node.get("unix")).and_then(|node| node.get("path"));
         match node.and_then(|node| node.as_str().map(|text| (text, &node.origin))) {

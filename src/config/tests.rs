@@ -44,6 +44,10 @@ impl Folder {
     }
 }
 
+fn variables(pairs: &[(&str, &str)]) -> Variables {
+    Variables::Only(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+}
+
 fn problems_of(main: &str) -> Vec<String> {
     let folder = Folder::with(&[("mcpeg.yaml", main)]);
     folder.problems(&folder.sources())
@@ -156,7 +160,7 @@ security: { leak_guard: redact, sandbox: true }
     for name in [
         "`global.memory_limit_mb` is",
         "`transports.stdio.enabled` is",
-        "`transports.http.enabled` is",
+        "`transports.http` is",
         "type `aws-secrets-manager` is",
         "`secrets.serve` is",
         "`process` is",
@@ -171,6 +175,51 @@ security: { leak_guard: redact, sandbox: true }
         assert!(said, "{name}: {found:#?}");
     }
     assert_eq!(found.len(), 12);
+}
+
+#[test]
+fn what_would_have_no_effect_is_refused() {
+    let folder = Folder::with(&[
+        (
+            "mcpeg.yaml",
+            "version: \"1.0\"\ntransports: { http: { port: 1 } }\nstorage: { runtime: { type: memory, path: a } }\nservices: { a: { config_file: a.yaml } }\n",
+        ),
+        (
+            "a.yaml",
+            "type: mcp\ncommand: [cat]\ntls: { ca_file: b }\ntimeout: 0s\ncircuit_breaker: { failure_threshold: 5 }\n",
+        ),
+    ]);
+    let found = folder.problems(&folder.sources()).join("\n");
+    for words in [
+        "`transports.http` is not",
+        "`storage.runtime.path` is not",
+        "`tls` belongs to",
+        "expected a duration",
+        "`circuit_breaker` is not",
+    ] {
+        assert!(found.contains(words), "{words}: {found}");
+    }
+}
+
+#[test]
+fn a_missing_version_or_type_hides_no_other_mistake() {
+    let folder = Folder::with(&[
+        (
+            "mcpeg.yaml",
+            "services: { a: { config_file: a.yaml }, b: { config_file: none.yaml } }\ntemplates: [ { source: none.j2, destination: x } ]\n",
+        ),
+        ("a.yaml", "command: [cat]\nenv: { A: \"${secret.no.such}\" }\n"),
+    ]);
+    let found = folder.problems(&folder.sources()).join("\n");
+    for words in [
+        "`version` is missing",
+        "`type` is missing",
+        "none.yaml cannot be opened",
+        "none.j2 cannot be opened",
+        "there is no secret `no`",
+    ] {
+        assert!(found.contains(words), "{words}: {found}");
+    }
 }
 
 #[test]
@@ -196,8 +245,8 @@ fn layers_lie_in_their_order() {
         ("mcpeg-prod.yaml", "global: { timeout: 2s, shutdown_timeout: 2s }\n"),
     ]);
     let mut sources = folder.sources();
-    sources.variables.insert("MCPEG_GLOBAL__SHUTDOWN_TIMEOUT".into(), "3s".into());
-    sources.variables.insert("MCPEG_TRANSPORTS__UNIX__ALLOW_UIDS".into(), "1000,1001".into());
+    sources.variables =
+        variables(&[("MCPEG_GLOBAL__SHUTDOWN_TIMEOUT", "3s"), ("MCPEG_TRANSPORTS__UNIX__ALLOW_UIDS", "1000,1001")]);
     sources.set.push("global.log_level=debug".into());
     sources.set.push("transports.unix.enabled=true".into());
     let config = load(&sources).unwrap();
@@ -214,7 +263,7 @@ fn layers_lie_in_their_order() {
 fn a_mistake_in_a_variable_or_a_flag_names_it() {
     let folder = Folder::with(&[("mcpeg.yaml", "version: \"1.0\"\n")]);
     let mut sources = folder.sources();
-    sources.variables.insert("MCPEG_GLOBL__LOG_LEVEL".into(), "debug".into());
+    sources.variables = variables(&[("MCPEG_GLOBL__LOG_LEVEL", "debug")]);
     sources.set = vec!["global.timeout=soon".into(), "nothing".into()];
     let found = folder.problems(&sources).join("\n");
     assert!(
@@ -285,9 +334,15 @@ fn files_that_cannot_be_configurations_get_a_clear_error() {
     fs::write(&main, "version: \"1.0\"\nglobal: { timeout: 30s\nservices: {}\n").unwrap();
     says("this is not YAML that can be read");
     fs::write(&main, bomb()).unwrap();
-    says("this is not YAML that can be read");
+    says("a configuration may have 20,000 nodes");
     fs::write(&main, "[".repeat(5_000)).unwrap();
-    says("this is not YAML that can be read");
+    says("mcpeg.yaml:1:");
+    fs::write(&main, "version: \"1.0\"\n---\nversion: \"1.0\"\n").unwrap();
+    says("a configuration is one document");
+    fs::write(&main, "version: \"1.0\"\n7: a\n").unwrap();
+    says("a key is a text");
+    fs::write(&main, "version: \"1.0\"\nmetadata: { name: !secret x }\n").unwrap();
+    says("mcpeg.yaml:2:");
     fs::write(&main, "- a\n- b\n").unwrap();
     says("expected a mapping, found a list");
     fs::write(&main, "").unwrap();

@@ -140,6 +140,17 @@ impl Node {
         }
     }
 
+    /// Puts a text in the place of a key that is missing, so that the rest can be read. `None` when this is no mapping.
+    pub fn stand_in(&mut self, key: &str, text: &str) -> Option<()> {
+        let origin = self.origin.clone();
+        let Value::Map(entries) = &mut self.value else { return None };
+        if !entries.iter().any(|entry| entry.key == key) {
+            let node = Node::text(text, false, origin.clone());
+            entries.push(Entry { key: key.to_owned(), key_origin: origin, node });
+        }
+        Some(())
+    }
+
     /// Puts `node` at `path`, making the mappings on the way. A name is matched as it is, else without regard to case and `-`/`_`.
     pub fn put(&mut self, path: &[String], node: Node) {
         let Some((first, rest)) = path.split_first() else {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// `250ms`, `30s`, `5m`, `1h`, `30d`: a whole number and a unit. At most 10,000 days.
+/// `250ms`, `30s`, `5m`, `1h`, `30d`: a whole number above 0 and a unit. At most 10,000 days.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -16,7 +16,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
         _ => return None,
     };
     let millis = number.checked_mul(millis_each)?;
-    (millis <= MAX_MILLIS).then(|| Duration::from_millis(millis))
+    (1..=MAX_MILLIS).contains(&millis).then(|| Duration::from_millis(millis))
 }
 
 /// Three or four octal digits, such as `0600`. The owner must be able to read, and nobody but the owner may write.
@@ -53,7 +53,7 @@ mod tests {
     fn durations_have_a_whole_number_and_a_unit() {
         assert_eq!(parse_duration("250ms"), Some(Duration::from_millis(250)));
         assert_eq!(parse_duration("30d"), Some(Duration::from_secs(30 * 86_400)));
-        for wrong in ["", "30", "s", "1.5s", "-1s", "30 s", "30sec", "99999999999999999999s", "10001d"] {
+        for wrong in ["", "30", "s", "1.5s", "-1s", "30 s", "30sec", "0s", "99999999999999999999s", "10001d"] {
             assert_eq!(parse_duration(wrong), None, "{wrong}");
         }
     }

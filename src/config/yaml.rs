@@ -37,7 +37,14 @@ pub fn parse(file: &Arc<SourceFile>, problems: &mut Problems) -> Option<Node> {
             let error = error.without_snippet();
             let (line, column) =
                 error.location().map_or((1, 1), |place| (as_count(place.line()), as_count(place.column())));
-            let message = format!("this is not YAML that can be read: {}", first_line(&error.to_string()));
+            let message = match first_line(&error.to_string()) {
+                words if words.contains("budget breached: Documents") => {
+                    "a configuration is one document, without `---` in it".to_owned()
+                }
+                words if words.contains("budget breached") => format!("a configuration may have {BUDGET}"),
+                words if words.contains("unsupported tag") => "a tag (`!name`) has no meaning here".to_owned(),
+                words => format!("this is not YAML that can be read: {words}"),
+            };
             problems.push(Problem::new(message, file.at(line, column)));
             None
         }
@@ -88,6 +95,8 @@ fn options() -> Options {
     options.strict_booleans = true;
     options.leading_zero_numbers_as_strings = true;
     options.duplicate_keys = DuplicateKeyPolicy::PassThrough;
+    // A tag asks for a meaning that nothing here gives.
+    options.reject_unsupported_tags = true;
     options
 }
 
@@ -101,7 +110,19 @@ enum Raw {
     Float(f64),
     Text(String),
     List(Vec<Located>),
-    Map(Vec<(Spanned<String>, Located)>),
+    Map(Vec<(Spanned<Key>, Located)>),
+}
+
+/// A key is a text; anything else has no meaning here.
+struct Key(String);
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Raw::deserialize(deserializer)? {
+            Raw::Text(text) => Ok(Self(text)),
+            _ => Err(serde::de::Error::custom("a key is a text: put it in quotes")),
+        }
+    }
 }
 
 impl Located {
@@ -120,20 +141,21 @@ impl Located {
     }
 }
 
-fn into_entries(raw: Vec<(Spanned<String>, Located)>, file: &Arc<SourceFile>, problems: &mut Problems) -> Vec<Entry> {
+fn into_entries(raw: Vec<(Spanned<Key>, Located)>, file: &Arc<SourceFile>, problems: &mut Problems) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::with_capacity(raw.len());
     for (key, located) in raw {
         let key_origin = file.at(as_count(key.referenced.line()), as_count(key.referenced.column()));
         let node = located.into_node(file, problems);
-        if let Some(first) = entries.iter().find(|entry| entry.key == key.value) {
+        if let Some(first) = entries.iter().find(|entry| entry.key == key.value.0) {
             let place = match &first.key_origin {
                 Origin::File { line, column, .. } => format!("line {line}, column {column}"),
                 _ => "another place".to_owned(),
             };
-            problems.push(Problem::new(format!("`{}` is given twice; the first is at {place}", key.value), key_origin));
+            problems
+                .push(Problem::new(format!("`{}` is given twice; the first is at {place}", key.value.0), key_origin));
             continue;
         }
-        entries.push(Entry { key: key.value, key_origin, node });
+        entries.push(Entry { key: key.value.0, key_origin, node });
     }
     entries
 }
@@ -226,5 +248,6 @@ fn as_count(position: u64) -> usize {
     usize::try_from(position).unwrap_or(usize::MAX).max(1)
 }
 
+const BUDGET: &str = "20,000 nodes, 64 levels, 64 anchors and 256 aliases";
 /// Of one configuration file.
 pub const MAX_FILE_BYTES: u64 = 1024 * 1024;

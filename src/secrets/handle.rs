@@ -131,14 +131,38 @@ pub struct Staged {
     roster: Arc<Roster>,
 }
 
+/// A new configuration that has taken over, while items that are not in it are still served to whoever has not moved yet.
+#[must_use = "items that are gone keep their values until it is finished"]
+pub struct Introduced {
+    shared: Arc<Shared>,
+    roster: Arc<Roster>,
+}
+
 impl Staged {
-    /// Swaps. Items that are gone lose their values at once; changed ones keep the last good one until they are fetched anew.
-    pub fn commit(self) {
+    /// Swaps in what is new and changed; changed items keep the last good value until they are fetched anew. What is gone stays for now.
+    pub fn introduce(self) -> Introduced {
         for item in self.roster.items.values() {
             item.slot.hand_over_to(item.owner);
         }
-        let old = self.shared.roster.send_replace(self.roster.clone());
-        for (name, item) in &old.items {
+        let old = self.shared.roster();
+        let mut both = Roster { providers: old.providers.clone(), items: old.items.clone() };
+        both.providers.extend(self.roster.providers.iter().map(|(name, provider)| (name.clone(), provider.clone())));
+        both.items.extend(self.roster.items.iter().map(|(name, item)| (name.clone(), item.clone())));
+        self.shared.roster.send_replace(Arc::new(both));
+        Introduced { shared: self.shared, roster: self.roster }
+    }
+
+    /// Swaps in one step: items that are gone lose their values at once.
+    pub fn commit(self) {
+        self.introduce().finish();
+    }
+}
+
+impl Introduced {
+    /// Lets go of what is gone.
+    pub fn finish(self) {
+        let both = self.shared.roster.send_replace(self.roster.clone());
+        for (name, item) in &both.items {
             if !self.roster.items.contains_key(name) {
                 item.slot.retire();
             }

@@ -34,7 +34,7 @@ use handle::Shared;
 use metrics::Metrics;
 use settings::SecretsSettings;
 
-pub use handle::{SecretsHandle, Staged};
+pub use handle::{Introduced, SecretsHandle, Staged};
 
 /// Makes the providers and items, and the part that keeps them fresh. Reads files that the settings name; asks nothing of the network.
 pub fn build(

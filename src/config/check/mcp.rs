@@ -13,7 +13,8 @@ use crate::mcp::settings::{
 /// `folder` is the main file's, from which default paths start.
 pub fn unix(raw: &mut RawTransports, folder: &Path, check: &mut Check<'_>) -> Option<UnixSettings> {
     check.unavailable_if(raw.stdio.enabled, &["transports", "stdio", "enabled"]);
-    check.unavailable_if(raw.http.enabled, &["transports", "http", "enabled"]);
+    let http = raw.http.enabled.unwrap_or_else(|| raw.http.says_more());
+    check.unavailable_if(http, &["transports", "http"]);
     let RawUnix { enabled, path, mode, allow_uids } = std::mem::take(&mut raw.unix);
     if !enabled.unwrap_or(true) {
         return None;
@@ -74,7 +75,7 @@ pub fn service(raw: RawServiceFile, default_timeout: Duration, check: &mut Check
 
 /// Keys that later versions serve. Those of other service types are refused with the type.
 fn refuse_later_keys(raw: &RawServiceFile, known_kind: bool, check: &mut Check<'_>) {
-    let breaker = raw.circuit_breaker.as_ref().is_some_and(|breaker| breaker.enabled);
+    let breaker = raw.circuit_breaker.as_ref().is_some_and(|breaker| breaker.enabled != Some(false));
     check.unavailable_if(breaker, &["circuit_breaker"]);
     check.unavailable_if(raw.allow.is_some(), &["allow"]);
     check.unavailable_if(raw.deny.is_some(), &["deny"]);
@@ -89,6 +90,7 @@ fn refuse_later_keys(raw: &RawServiceFile, known_kind: bool, check: &mut Check<'
 
 fn stdio(raw: RawServiceFile, check: &mut Check<'_>) -> StdioSettings {
     refuse_foreign(!raw.headers.is_empty(), "headers", "url", check);
+    refuse_foreign(check.tree.get("tls").is_some(), "tls", "url", check);
     let argv = raw.command.unwrap_or_default();
     if argv.iter().any(|word| word.contains('\0')) || argv.first().is_none_or(String::is_empty) {
         check.problem(&["command"], "the program's name is empty, or a word holds a zero byte");

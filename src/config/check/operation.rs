@@ -105,6 +105,9 @@ pub fn storage(raw: &RawStorage, check: &mut Check<'_>) {
     if let Some(runtime) = &raw.runtime {
         check.unavailable_if(runtime.kind != RawRuntimeKind::Memory, &["storage", "runtime", "type"]);
         check.unavailable_if(runtime.persistence, &["storage", "runtime", "persistence"]);
+        check.unavailable_if(runtime.path.is_some(), &["storage", "runtime", "path"]);
+        check.unavailable_if(runtime.url.is_some(), &["storage", "runtime", "url"]);
+        check.unavailable_if(runtime.snapshot_interval.is_some(), &["storage", "runtime", "snapshot_interval"]);
     }
     check.unavailable_if(raw.cache.is_some(), &["storage", "cache"]);
     check.unavailable_if(raw.logs.is_some(), &["storage", "logs"]);

@@ -48,8 +48,7 @@ pub struct RawStdio {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawHttp {
-    #[serde(default)]
-    pub enabled: bool,
+    pub enabled: Option<bool>,
     pub address: Option<std::net::IpAddr>,
     pub port: Option<u16>,
     pub token: Option<RawSecretText>,
@@ -57,6 +56,14 @@ pub struct RawHttp {
     pub allowed_hosts: Vec<String>,
     #[serde(default)]
     pub allowed_origins: Vec<String>,
+}
+
+impl RawHttp {
+    /// Whether anything but `enabled` was given.
+    pub fn says_more(&self) -> bool {
+        let settings = self.address.is_some() || self.port.is_some() || self.token.is_some();
+        settings || !self.allowed_hosts.is_empty() || !self.allowed_origins.is_empty()
+    }
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -152,8 +159,7 @@ pub enum RawOnRotate {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawBreaker {
-    #[serde(default)]
-    pub enabled: bool,
+    pub enabled: Option<bool>,
     #[schemars(range(min = 1))]
     pub failure_threshold: Option<u32>,
     pub reset_timeout: Option<RawDuration>,
