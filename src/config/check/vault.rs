@@ -28,7 +28,7 @@ pub fn vault(raw: RawVault, path: &[&str], variables: Variables<'_>, check: &mut
             None
         }
         Some(raw) => login(raw, &join(path, &["auth"]), variables, check),
-        None if written(&join(path, &["auth"]), check) => None,
+        None if refused(&join(path, &["auth"]), check) => None,
         None => token_of(path, variables, check),
     };
     Some(VaultSettings {
@@ -56,7 +56,7 @@ fn address(given: Option<Url>, path: &[&str], variables: Variables<'_>, check: &
     let at = join(path, &["address"]);
     let address = match (given, either(variables, "ADDR")) {
         (Some(address), _) => address,
-        (None, _) if written(&at, check) => return None,
+        (None, _) if refused(&at, check) => return None,
         (None, None) => {
             check.problem_with(path, "`address` is missing", "or set VAULT_ADDR");
             return None;
@@ -279,9 +279,16 @@ fn refuse_reference(value: &SecretText, path: &[&str], check: &mut Check<'_>) ->
     refers
 }
 
-/// There is something at `path`, though it may have been refused already.
-fn written(path: &[&str], check: &Check<'_>) -> bool {
-    path.iter().try_fold(check.tree, |node, key| node.get(key)).is_some()
+/// Something was written at `path` and refused, which took it out of the tree.
+fn refused(path: &[&str], check: &Check<'_>) -> bool {
+    let path = path.join(".");
+    check.problems.iter().any(|problem| {
+        problem
+            .path
+            .as_ref()
+            .and_then(|known| known.strip_prefix(&path))
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    })
 }
 
 /// The first of `BAO_NAME` and `VAULT_NAME` that is set, with its name.
