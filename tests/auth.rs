@@ -127,8 +127,13 @@ async fn a_jwt_of_the_issuer_that_the_server_trusts_is_exchanged_and_no_other() 
     folder.write("jwt", &Issuer::new().token(&claims));
     let sidecar = unready(folder).await;
     sidecar.says("provider/corp", &["refused the JWT login"]).await;
-    sidecar.folder.write("jwt", &issuer.token(&claims));
+    let token = issuer.token(&claims);
+    sidecar.folder.write("jwt", &token);
     rendered(&sidecar, "one").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    if let Some(found) = memory::find(sidecar.pid(), token.rsplit('.').next().unwrap()) {
+        assert!(found.is_empty(), "{} copies of the JWT: {found:#?}", found.len());
+    }
 }
 
 /// Stands in for a cluster's API: it reviews tokens, as the kind `TokenReview` of `authentication.k8s.io/v1` has it.
@@ -203,6 +208,10 @@ async fn a_wrapped_secret_id_is_unwrapped_once_and_a_second_time_says_so() {
     bao.put("app", json!({ "token": "two" })).await;
     rendered(&sidecar, "two").await;
     assert!(sidecar.folder.audit("provider.login").len() >= 2);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    if let Some(found) = memory::find(sidecar.pid(), &wrapping) {
+        assert!(found.is_empty(), "{} copies of the wrapping token: {found:#?}", found.len());
+    }
 
     // Another process with the same token comes too late, until it is given one of its own.
     let second = folder(&provider);
@@ -375,6 +384,12 @@ async fn the_request_to_sts_is_signed_by_the_rules_of_aws() {
     let sidecar = Sidecar::start(folder);
     rendered(&sidecar, "one").await;
     verify(&second, &keys);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for key in &keys[1..] {
+        if let Some(found) = memory::find(sidecar.pid(), key) {
+            assert!(found.is_empty(), "{} copies of a key of AWS: {found:#?}", found.len());
+        }
+    }
 }
 
 /// The login, by a computation of the signature that shares nothing with the program.
