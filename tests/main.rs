@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::disallowed_types)]
 
 mod architecture;
+mod auth;
 mod examples;
 mod mcp;
 mod operation;

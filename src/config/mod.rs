@@ -104,7 +104,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     check.unavailable_if(raw.global.memory_limit_mb.is_some(), &["global", "memory_limit_mb"]);
     check.unavailable_if(raw.process.is_some(), &["process"]);
     let lock_memory = check::operation::security(&raw.security, &mut check);
-    let secrets = check::secrets::settings(raw.secrets, &mut check);
+    let secrets = check::secrets::settings(raw.secrets, &|name| sources.variable(name), &mut check);
     let templates = check::operation::templates(raw.templates, &mut check);
     let shutdown_timeout = raw.global.shutdown_timeout.as_ref().map_or(check::seconds(10), |timeout| timeout.0);
     let unix = check::mcp::unix(&mut raw.transports, folder, &mut check);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::mcp::settings::UpstreamSettings;
-use crate::secrets::settings::ProviderSettings;
+use crate::secrets::settings::{ProviderSettings, VaultAuth};
 
 /// A folder with the given files; `mcpeg.yaml` is the main one.
 struct Folder(tempfile::TempDir);
@@ -89,7 +89,7 @@ audit: { path: data/audit.log }
     let config = folder.load().unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!(config.name, "test");
     let ProviderSettings::Vault(vault) = &config.secrets.providers["corp"] else { panic!("not a Vault") };
-    assert_eq!((vault.namespace.as_deref(), vault.ca_file.as_deref()), (None, None));
+    assert_eq!((vault.namespace.as_deref(), &vault.tls), (None, &crate::tls::Files::default()));
     assert_eq!(config.secrets.items["weather"].max_stale, Some(Duration::from_secs(86_400)));
     assert_eq!(config.secrets.providers["dev"], ProviderSettings::File { path: folder.path("secrets/api-keys.yaml") });
     let UpstreamSettings::Http(http) = &config.mcp.services["github"].upstream else { panic!("not HTTP") };
@@ -127,11 +127,91 @@ services: 7
             "mcpeg.yaml:4:38: expected a whole number, found a text",
             "mcpeg.yaml:7:19: expected one of `vault`, `aws-secrets-manager`, `directory`, `file`, `environment` (did you mean `vault`?)",
             "mcpeg.yaml:8:34: expected an address such as `https://host:8200`: relative URL without a base",
+            "mcpeg.yaml:8:56: `token` or `token_file` is missing",
             "mcpeg.yaml:10:26: there is no provider `cork`",
             "mcpeg.yaml:10:50: expected a text (put it in quotes), found a number",
             "mcpeg.yaml:11:11: expected a mapping, found a number",
         ]
     );
+}
+
+#[test]
+fn variables_of_the_servers_command_line_stand_for_keys_that_are_left_out() {
+    let folder = Folder::with(&[
+        (
+            "mcpeg.yaml",
+            "version: \"1.0\"\nsecrets:\n  providers:\n    bare: { type: vault }\n    told: { type: vault, address: \"http://127.0.0.1:1\", namespace: \"\", auth: { method: userpass, username: u, password: p }, tls: { ca_file: \"\", cert_file: \"\", key_file: \"\", server_name: \"\" } }\n",
+        ),
+        ("ca.pem", ""),
+    ]);
+    let mut sources = folder.sources();
+    let ca = folder.path("ca.pem").display().to_string();
+    for (name, value) in [
+        ("VAULT_ADDR", "https://vault.example:8200"),
+        ("BAO_ADDR", "https://bao.example:8200"),
+        ("VAULT_NAMESPACE", "team"),
+        ("VAULT_TOKEN", "hunter2"),
+        ("VAULT_CACERT", &ca),
+        ("BAO_CLIENT_CERT", &ca),
+        ("VAULT_CLIENT_KEY", &ca),
+        ("VAULT_TLS_SERVER_NAME", "inner.example"),
+        ("VAULT_SKIP_VERIFY", "false"),
+    ] {
+        sources.variables.insert(name.to_owned(), value.to_owned());
+    }
+    let config = load(&sources).unwrap_or_else(|problems| panic!("{problems}"));
+    let ProviderSettings::Vault(bare) = &config.secrets.providers["bare"] else { panic!("not a Vault") };
+    assert_eq!(bare.address.host_str(), Some("bao.example"));
+    assert_eq!((bare.namespace.as_deref(), bare.server_name.as_deref()), (Some("team"), Some("inner.example")));
+    assert_eq!(bare.tls.ca_file, Some(folder.path("ca.pem")));
+    assert_eq!(bare.tls.client.as_ref().map(|client| client.key_file.clone()), Some(folder.path("ca.pem")));
+    assert!(matches!(bare.auth, VaultAuth::Token(_)) && !format!("{bare:?}").contains("hunter2"));
+    let ProviderSettings::Vault(told) = &config.secrets.providers["told"] else { panic!("not a Vault") };
+    assert_eq!((told.namespace.as_deref(), told.server_name.as_deref()), (None, None));
+    assert_eq!((&told.tls, told.address.port()), (&crate::tls::Files::default(), Some(1)));
+
+    sources.variables.insert("VAULT_SKIP_VERIFY".to_owned(), "1".to_owned());
+    let found = folder.problems(&sources);
+    assert!(
+        found.len() == 2 && found.iter().all(|line| line.contains("VAULT_SKIP_VERIFY is set, but certificates are")),
+        "{found:#?}"
+    );
+    sources.variables.clear();
+    let found = folder.problems(&sources).join("\n");
+    assert!(found.contains("`address` is missing (or set VAULT_ADDR)"), "{found}");
+    assert!(found.contains("`auth` is missing (or set VAULT_TOKEN)"), "{found}");
+}
+
+#[test]
+fn mistakes_in_a_login_and_in_its_tls_are_said() {
+    let found = problems_of(
+        r#"version: "1.0"
+secrets:
+  providers:
+    a: { type: vault, address: "https://v", auth: { method: cert } }
+    b: { type: vault, address: "https://v", auth: { method: jwt }, tls: { cert_file: mcpeg.yaml, server_name: "10.0.0.1" } }
+    c: { type: vault, address: "https://v", auth: { method: userpass, username: u, password: p, password_file: f } }
+    d: { type: vault, address: "https://v", auth: { method: aws, access_key_id: a, credentials_file: f } }
+    e: { type: vault, address: "https://v", auth: { method: aws } }
+    f: { type: vault, address: "https://v", auth: { method: token, token: t }, headers: { X-Vault-Token: t, X-A: "${secret.i.f}" } }
+  items: { i: { provider: f, path: p } }
+"#,
+    )
+    .join("\n");
+    for words in [
+        "mcpeg.yaml:4:51: the login `cert` needs a client certificate",
+        "`token` or `token_file` is missing",
+        "`key_file` is missing: certificate and key belong together",
+        "mcpeg.yaml:5:111: expected a DNS name",
+        "only one of `password` and `password_file` may be given",
+        "only one of `access_key_id` and `credentials_file` may be given",
+        "`access_key_id` or `credentials_file` is missing (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)",
+        "`x-vault-token` is set by mcpeg itself",
+        "a login may not refer to a secret",
+    ] {
+        assert!(found.contains(words), "{words:?} in {found}");
+    }
+    assert_eq!(found.lines().count(), 9, "{found}");
 }
 
 #[test]

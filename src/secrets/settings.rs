@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::HeaderName;
 use url::Url;
 
 use crate::secret::SecretText;
+use crate::tls;
 
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SecretsSettings {
@@ -32,13 +34,17 @@ pub struct VaultSettings {
     pub address: Url,
     pub namespace: Option<String>,
     pub auth: VaultAuth,
-    /// PEM; in place of the system's roots.
-    pub ca_file: Option<PathBuf>,
+    /// Read again when one of them changes.
+    pub tls: tls::Files,
+    /// The name to ask for and to check in the server's certificate, in place of the address's host.
+    pub server_name: Option<String>,
+    /// Sent with every request; none of them is the server's own (`X-Vault-Token` and the like).
+    pub headers: Vec<(HeaderName, SecretText)>,
     /// For one request.
     pub timeout: Duration,
 }
 
-/// No variant refers to a secret item: the provider has to log in before there are any.
+/// No variant refers to a secret item: the provider has to log in before there are any. `mount` is the path below `auth/`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum VaultAuth {
     Token(SecretText),
@@ -47,12 +53,63 @@ pub enum VaultAuth {
     AppRole {
         mount: String,
         role_id: String,
-        secret_id: SecretIdSource,
+        secret_id: Credential,
+        /// The secret id is a wrapping token, with the real one inside.
+        wrapped: bool,
     },
+    Kubernetes {
+        mount: String,
+        role: String,
+        token_file: PathBuf,
+    },
+    /// Without a role: the one that the server has as its default.
+    Jwt {
+        mount: String,
+        role: Option<String>,
+        token: Credential,
+    },
+    /// With the client certificate of `VaultSettings::tls`. Without a role: any whose constraints it meets.
+    Cert {
+        mount: String,
+        role: Option<String>,
+    },
+    Userpass {
+        mount: String,
+        username: String,
+        password: Credential,
+    },
+    Aws(Box<AwsAuth>),
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub enum SecretIdSource {
+pub struct AwsAuth {
+    pub mount: String,
+    /// `None`: the role that has the identity's name.
+    pub role: Option<String>,
+    /// Of STS. `None`: its global address.
+    pub region: Option<String>,
+    /// The value of `X-Vault-AWS-IAM-Server-ID`, where the server asks for one.
+    pub server_id: Option<String>,
+    pub credentials: AwsCredentials,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum AwsCredentials {
+    Given {
+        access_key_id: String,
+        secret_access_key: SecretText,
+        session_token: Option<SecretText>,
+    },
+    /// A profile of a shared credentials file; read again at every login.
+    File {
+        path: PathBuf,
+        profile: String,
+    },
+}
+
+/// What a login shows.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Credential {
     Inline(SecretText),
     /// Read again at every login.
     File(PathBuf),

@@ -22,6 +22,11 @@ pub(super) trait SecretSource: Send + Sync {
     /// Runs beside the rotators for as long as the provider is in use and never ends: renews a login, watches a file. Calls `changed`
     /// when the items are worth fetching now.
     fn tend<'a>(&'a self, changed: &'a (dyn Fn() + Send + Sync)) -> BoxFuture<'a, ()>;
+
+    /// What is wrong with the source itself though it still serves: told of in the provider's condition.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 /// What a source held at one moment.

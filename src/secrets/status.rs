@@ -34,12 +34,17 @@ impl StatusReport for SecretsHandle {
 }
 
 fn provider_condition(provider: &Provider) -> Condition {
-    let (state, message) = match provider.health() {
+    let (mut state, mut message) = match provider.health() {
         Health::Untried => (ConditionState::Ok, "not asked yet".to_owned()),
         Health::Up => (ConditionState::Ok, String::new()),
         Health::Troubled(error) => (ConditionState::Degraded, error.message),
         Health::Out(error) => (ConditionState::Degraded, format!("{error}; asking every second whether it is back")),
     };
+    if let Some(trouble) = provider.source.trouble() {
+        state = ConditionState::Degraded;
+        let still = format!("{trouble}; what was read before stays in use");
+        message = if message.is_empty() { still } else { format!("{message}; {still}") };
+    }
     Condition { component: format!("provider/{}", provider.name), state, message }
 }
 

@@ -122,8 +122,26 @@ impl TlsBao {
         assert!(self.bao(&["kv", "put", "-mount=secret", name, &format!("{field}={value}")]));
     }
 
+    /// Writes JSON to a path of the API by the real command line; panics when that is refused.
+    pub fn write(&self, path: &str, body: &Value) -> Value {
+        let mut child = Command::new(peers::path("bao"))
+            .args(["write", "-format=json", path, "-"])
+            .env("BAO_ADDR", self.address())
+            .env("BAO_CACERT", self.ca_file())
+            .env("BAO_TOKEN", ROOT_TOKEN)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), body.to_string().as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{path}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+    }
+
     /// Runs the real command line; whether it succeeded.
-    fn bao(&self, args: &[&str]) -> bool {
+    pub fn bao(&self, args: &[&str]) -> bool {
         let output = Command::new(peers::path("bao"))
             .args(args)
             .env("BAO_ADDR", self.address())

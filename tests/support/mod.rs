@@ -8,6 +8,7 @@ pub mod mcp;
 pub mod memory;
 pub mod peers;
 pub mod sidecar;
+pub mod stand_in;
 pub mod upstream;
 
 use std::net::TcpListener;

@@ -6,6 +6,7 @@ pub mod mcp;
 pub mod operation;
 pub mod secrets;
 pub mod telemetry;
+pub mod vault;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -38,13 +38,17 @@ pub enum RawProvider {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawVault {
-    /// The server's address, such as `https://vault.example:8200`.
-    pub address: RawUrl,
-    /// Sent with each request when it is not empty.
+    /// The server's address, such as `https://vault.example:8200`. Left out: `BAO_ADDR` or `VAULT_ADDR`.
+    pub address: Option<RawUrl>,
+    /// Sent with each request when it is not empty. Left out: `BAO_NAMESPACE` or `VAULT_NAMESPACE`.
     pub namespace: Option<String>,
-    pub auth: RawVaultAuth,
+    /// How to log in. Left out: with the token in `BAO_TOKEN` or `VAULT_TOKEN`.
+    pub auth: Option<RawVaultAuth>,
     #[serde(default)]
-    pub tls: RawTls,
+    pub tls: RawVaultTls,
+    /// Headers of each request, for what stands before the server. `X-Vault-Token` and the like are not among them.
+    #[serde(default)]
+    pub headers: BTreeMap<String, RawSecretText>,
     /// For one request. Default: `10s`.
     pub timeout: Option<RawDuration>,
 }
@@ -52,36 +56,96 @@ pub struct RawVault {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "method", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum RawVaultAuth {
+    /// A token that somebody else made.
     Token {
         /// The token itself; prefer `token_file`.
         token: Option<RawSecretText>,
         /// Read again at every login.
         token_file: Option<RawPath>,
     },
+    /// A role and a secret id.
     Approle {
         role_id: String,
         /// The secret id itself; prefer `secret_id_file`.
         secret_id: Option<RawSecretText>,
         /// Read again at every login.
         secret_id_file: Option<RawPath>,
+        /// What is given is a wrapping token with the secret id inside. It is unwrapped once. Default: `false`.
+        secret_id_wrapped: Option<bool>,
         /// Where the method is mounted. Default: `approle`.
         mount: Option<String>,
     },
-    /// Not available in this version.
-    Kubernetes { role: Option<String>, mount: Option<String>, token_file: Option<RawPath> },
-    /// Not available in this version.
-    Jwt { role: Option<String>, mount: Option<String>, token_file: Option<RawPath> },
-    /// Not available in this version.
-    Cert { role: Option<String>, mount: Option<String> },
-    /// Not available in this version.
-    Aws { role: Option<String>, mount: Option<String>, region: Option<String> },
-    /// Not available in this version.
-    Userpass {
-        username: Option<String>,
-        password: Option<RawSecretText>,
-        password_file: Option<RawPath>,
+    /// The service account of the pod.
+    Kubernetes {
+        role: String,
+        /// Read again at every login. Default: `/var/run/secrets/kubernetes.io/serviceaccount/token`.
+        token_file: Option<RawPath>,
+        /// Where the method is mounted. Default: `kubernetes`.
         mount: Option<String>,
     },
+    /// A signed JSON Web Token.
+    Jwt {
+        /// Left out: the server's default role.
+        role: Option<String>,
+        /// The JWT itself; prefer `token_file`.
+        token: Option<RawSecretText>,
+        /// Read again at every login.
+        token_file: Option<RawPath>,
+        /// Where the method is mounted. Default: `jwt`.
+        mount: Option<String>,
+    },
+    /// The client's certificate: `tls.cert_file` and `tls.key_file`.
+    Cert {
+        /// Left out: any role whose constraints the certificate meets.
+        role: Option<String>,
+        /// Where the method is mounted. Default: `cert`.
+        mount: Option<String>,
+    },
+    /// AWS IAM: a signed `sts:GetCallerIdentity`. Vault only; OpenBao has no such method.
+    Aws {
+        /// Left out: the role that is called like the identity.
+        role: Option<String>,
+        /// Of the STS address that the server is told to ask. Left out: the global address, as the server expects unless it was told otherwise.
+        region: Option<String>,
+        /// The value of `X-Vault-AWS-IAM-Server-ID`, where the server asks for one.
+        server_id: Option<String>,
+        /// Left out, with the two below and `credentials_file`: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`.
+        access_key_id: Option<String>,
+        secret_access_key: Option<RawSecretText>,
+        /// Of temporary credentials.
+        session_token: Option<RawSecretText>,
+        /// A shared credentials file, in place of the keys. Read again at every login.
+        credentials_file: Option<RawPath>,
+        /// Of the credentials file. Default: `default`.
+        profile: Option<String>,
+        /// Where the method is mounted. Default: `aws`.
+        mount: Option<String>,
+    },
+    /// A name and a password.
+    Userpass {
+        username: String,
+        /// The password itself; prefer `password_file`.
+        password: Option<RawSecretText>,
+        /// Read again at every login.
+        password_file: Option<RawPath>,
+        /// Where the method is mounted. Default: `userpass`.
+        mount: Option<String>,
+    },
+}
+
+/// Read again when one of the files changes; what cannot be used leaves the TLS of before in place.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawVaultTls {
+    /// PEM certificates to trust in place of the system's. Left out: `BAO_CACERT` or `VAULT_CACERT`. Empty: the system's.
+    pub ca_file: Option<RawPath>,
+    /// The client's certificate, PEM, with those between it and its authority. Left out: `BAO_CLIENT_CERT` or `VAULT_CLIENT_CERT`.
+    pub cert_file: Option<RawPath>,
+    /// The client's key, PEM. Left out: `BAO_CLIENT_KEY` or `VAULT_CLIENT_KEY`.
+    pub key_file: Option<RawPath>,
+    /// The name to ask for and to check in the server's certificate, in place of the address's host. Left out: `BAO_TLS_SERVER_NAME` or
+    /// `VAULT_TLS_SERVER_NAME`.
+    pub server_name: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

@@ -63,6 +63,12 @@ impl SecretSource for VaultSource {
     }
 
     fn tend<'a>(&'a self, _changed: &'a (dyn Fn() + Send + Sync)) -> BoxFuture<'a, ()> {
-        Box::pin(self.session.tend())
+        Box::pin(async {
+            tokio::join!(self.session.tend(), self.transport.tend());
+        })
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.transport.trouble()
     }
 }

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use super::super::context::Context;
 use super::super::metrics::Metrics;
-use super::super::settings::{SecretIdSource, VaultAuth, VaultSettings};
+use super::super::settings::{Credential, VaultAuth, VaultSettings};
 use super::super::tests::Records;
 use super::*;
 use crate::secret::SecretText;
@@ -139,9 +139,12 @@ fn settings(address: &str) -> VaultSettings {
         auth: VaultAuth::AppRole {
             mount: "approle".to_owned(),
             role_id: "role".to_owned(),
-            secret_id: SecretIdSource::Inline(SecretText::literal("secret-id")),
+            secret_id: Credential::Inline(SecretText::literal("secret-id")),
+            wrapped: false,
         },
-        ca_file: None,
+        tls: crate::tls::Files::default(),
+        server_name: None,
+        headers: Vec::new(),
         timeout: Duration::from_secs(5),
     }
 }
@@ -279,7 +282,8 @@ async fn a_server_that_is_not_there_and_one_that_is_not_trusted_are_told_apart()
     let words = format!("the server at {address} refused the connection");
     assert_eq!((error.kind, error.message), (FailureKind::Unreachable, words));
     assert_eq!(source.probe().await.unwrap_err().kind, FailureKind::Unreachable);
-    let missing = VaultSettings { ca_file: Some("/no/such/ca.pem".into()), ..settings("https://127.0.0.1:1") };
+    let tls = crate::tls::Files { ca_file: Some("/no/such/ca.pem".into()), client: None };
+    let missing = VaultSettings { tls, ..settings("https://127.0.0.1:1") };
     let refused = VaultSource::build("corp", &missing, context(&audit)).map(drop).unwrap_err();
     assert!(refused.starts_with("certificates in /no/such/ca.pem: "), "{refused}");
 }

@@ -1,9 +1,15 @@
 //! Ways to log in to Vault: one file each, behind `AuthMethod`.
 
 mod approle;
+mod aws;
+mod cert;
+mod jwt;
+mod kubernetes;
+mod sigv4;
 mod token;
+mod userpass;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use vaultrs::api::AuthInfo;
@@ -11,7 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::secret::{Secret, SecretText};
 
-use super::super::settings::{SecretIdSource, VaultAuth};
+use super::super::settings::{self, VaultAuth};
 use super::super::source::{BoxFuture, FailureKind, FetchError};
 use super::transport::Transport;
 
@@ -39,39 +45,80 @@ impl From<AuthInfo> for Grant {
 }
 
 pub(super) fn build(settings: &VaultAuth) -> Result<Box<dyn AuthMethod>, String> {
-    Ok(match settings {
-        VaultAuth::Token(text) => Box::new(token::Token::fixed(literal(text)?)),
-        VaultAuth::TokenFile(path) => Box::new(token::Token::in_file(path.clone())),
-        VaultAuth::AppRole { mount, role_id, secret_id } => {
-            let secret_id = match secret_id {
-                SecretIdSource::Inline(text) => approle::SecretId::Inline(literal(text)?),
-                SecretIdSource::File(path) => approle::SecretId::File(path.clone()),
-            };
-            Box::new(approle::AppRole { mount: mount.clone(), role_id: role_id.clone(), secret_id })
+    Ok(match settings.clone() {
+        VaultAuth::Token(text) => Box::new(token::Token::fixed(literal(&text)?)),
+        VaultAuth::TokenFile(path) => Box::new(token::Token::in_file(path)),
+        VaultAuth::AppRole { mount, role_id, secret_id, wrapped } => {
+            Box::new(approle::AppRole::new(mount, role_id, Credential::build(&secret_id)?, wrapped))
         }
+        VaultAuth::Kubernetes { mount, role, token_file } => {
+            Box::new(kubernetes::Kubernetes { mount, role, token_file })
+        }
+        VaultAuth::Jwt { mount, role, token } => Box::new(jwt::Jwt { mount, role, token: Credential::build(&token)? }),
+        VaultAuth::Cert { mount, role } => Box::new(cert::Cert { mount, role }),
+        VaultAuth::Userpass { mount, username, password } => {
+            Box::new(userpass::Userpass { mount, username, password: Credential::build(&password)? })
+        }
+        VaultAuth::Aws(aws) => Box::new(aws::Aws::build(*aws)?),
     })
 }
 
+/// What a login shows: kept in locked memory, or in a file.
+enum Credential {
+    Inline(Secret),
+    File(PathBuf),
+}
+
+impl Credential {
+    fn build(settings: &settings::Credential) -> Result<Self, String> {
+        Ok(match settings {
+            settings::Credential::Inline(text) => Self::Inline(literal(text)?),
+            settings::Credential::File(path) => Self::File(path.clone()),
+        })
+    }
+
+    /// As it is now.
+    async fn read(&self) -> Result<Secret, FetchError> {
+        match self {
+            Self::Inline(secret) => Ok(Secret::copy_from(secret.expose())),
+            Self::File(path) => credential_in(path).await,
+        }
+    }
+}
+
 /// A provider logs in before there are secrets, so a text that refers to one cannot be had.
-fn literal(text: &SecretText) -> Result<Secret, String> {
+pub(super) fn literal(text: &SecretText) -> Result<Secret, String> {
     text.resolve(|reference| Err(format!("${{{reference}}} cannot be used to log in to a provider of secrets")))
         .map_err(|error: crate::secret::ResolveError<String>| error.to_string())
 }
 
+/// The text of a credential; `what` names it where it is none.
+fn text_of<'a>(credential: &'a Secret, what: &str) -> Result<&'a str, FetchError> {
+    credential.expose_str().ok_or_else(|| FetchError::new(FailureKind::Login, format!("{what} is not text")))
+}
+
 /// Reads a credential of one line from a file of at most 64 KiB.
 async fn credential_in(path: &Path) -> Result<Secret, FetchError> {
-    let failed =
-        |reason: String| FetchError::new(FailureKind::Login, format!("cannot read {}: {reason}", path.display()));
-    let facts = tokio::fs::metadata(path).await.map_err(|error| failed(error.to_string()))?;
-    if !facts.is_file() || facts.len() > LARGEST_CREDENTIAL {
-        return Err(failed(format!("it is not a regular file of at most {LARGEST_CREDENTIAL} bytes")));
-    }
-    let text = Zeroizing::new(tokio::fs::read(path).await.map_err(|error| failed(error.to_string()))?);
+    let text = file_of_credentials(path).await?;
     let credential = text.trim_ascii();
     if credential.is_empty() {
-        return Err(failed("it is empty".to_owned()));
+        return Err(unreadable(path, "it is empty"));
     }
     Ok(Secret::copy_from(credential))
+}
+
+/// Reads a file of at most 64 KiB.
+async fn file_of_credentials(path: &Path) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+    let failed = |error: std::io::Error| unreadable(path, &error.to_string());
+    let facts = tokio::fs::metadata(path).await.map_err(failed)?;
+    if !facts.is_file() || facts.len() > LARGEST_CREDENTIAL {
+        return Err(unreadable(path, &format!("it is not a regular file of at most {LARGEST_CREDENTIAL} bytes")));
+    }
+    Ok(Zeroizing::new(tokio::fs::read(path).await.map_err(failed)?))
+}
+
+fn unreadable(path: &Path, reason: &str) -> FetchError {
+    FetchError::new(FailureKind::Login, format!("cannot read {}: {reason}", path.display()))
 }
 
 const LARGEST_CREDENTIAL: u64 = 64 * 1024;

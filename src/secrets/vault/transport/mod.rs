@@ -1,16 +1,19 @@
-//! Requests to one server, bounded in number, time and size; and every way that they fail, in words.
+//! Requests to one server, bounded in number, time and size; and every way that they fail, in words. `trust` is whom it trusts and what it
+//! shows of itself, `destination` where it connects to.
 //!
 //! Login, lookup and renewal go through vaultrs, over this module's own HTTP client; reads are made here, because vaultrs gives no
 //! bound on a body and drops the lease. The HTTP client lives for half a second and then makes way for a new one: an HTTP/1.1
 //! connection keeps its read buffer, with old answers in it, for as long as it is open.
 //! Invariants: no redirect is followed and no proxy used; a token is in plain memory only while a request is under way.
 
+mod destination;
 mod failure;
+mod trust;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use reqwest::redirect::Policy;
 use tokio::sync::Semaphore;
 use url::Url;
@@ -22,17 +25,21 @@ use crate::secret::Secret;
 
 use super::super::settings::VaultSettings;
 use super::super::source::{FailureKind, FetchError};
-use crate::tls;
+use super::auth;
+use destination::Destination;
+use trust::Trust;
 
 pub(super) use failure::Request;
 
 pub(super) struct Transport {
-    base: Url,
+    destination: Destination,
     /// Scheme, host and port, for messages.
     address: String,
     namespace: Option<String>,
     timeout: Duration,
-    tls: rustls::ClientConfig,
+    /// Of the user, sent with every request.
+    headers: Vec<(HeaderName, Secret)>,
+    trust: Trust,
     client: Mutex<Option<(reqwest::Client, Instant)>>,
     /// Bounds the requests under way, and so the connections.
     permits: Semaphore,
@@ -40,19 +47,21 @@ pub(super) struct Transport {
 
 impl Transport {
     pub fn build(settings: &VaultSettings) -> Result<Self, String> {
-        let tls = tls::roots(settings.address.scheme(), settings.ca_file.as_deref())
-            .and_then(tls::client_config)
+        let address = settings.address.origin().ascii_serialization();
+        let trust = Trust::build(&address, settings.address.scheme(), settings.tls.clone())
             .map_err(|error| error.to_string())?;
+        let headers = settings.headers.iter().map(|(name, text)| Ok((name.clone(), auth::literal(text)?)));
         let transport = Self {
-            base: settings.address.clone(),
-            address: settings.address.origin().ascii_serialization(),
+            destination: Destination::new(&settings.address, settings.server_name.as_deref())?,
+            address,
             namespace: settings.namespace.clone(),
             timeout: settings.timeout,
-            tls,
+            headers: headers.collect::<Result<_, String>>()?,
+            trust,
             client: Mutex::new(None),
             permits: Semaphore::new(REQUESTS_AT_ONCE),
         };
-        transport.new_client().map_err(|error| format!("setting up the HTTP client: {error}"))?;
+        transport.new_client().map_err(|reason| format!("setting up the HTTP client: {reason}"))?;
         Ok(transport)
     }
 
@@ -60,26 +69,59 @@ impl Transport {
         &self.address
     }
 
+    /// Why files of `tls` that changed are not in use.
+    pub fn trouble(&self) -> Option<String> {
+        self.trust.trouble()
+    }
+
+    /// Never ends: follows the files of `tls`. What was made of the old ones is gone at once.
+    pub async fn tend(&self) {
+        if !self.trust.changes() {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(CLIENT_LIFE).await;
+            if self.trust.follow() {
+                *self.client.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            }
+        }
+    }
+
     /// `GET /v1/PATH` with the token; the body, if the server answered with success.
     pub async fn read(&self, path: &str, token: &Secret) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+        self.ask(Request::Read(path), Method::GET, path, token).await
+    }
+
+    /// Gives a wrapping token for what is wrapped in it, which works once (developer.hashicorp.com/vault/docs/concepts/response-wrapping).
+    pub async fn unwrap(&self, what: &'static str, token: &Secret) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+        self.ask(Request::Login(what), Method::POST, "sys/wrapping/unwrap", token).await
+    }
+
+    async fn ask(
+        &self,
+        request: Request<'_>,
+        method: Method,
+        path: &str,
+        token: &Secret,
+    ) -> Result<Zeroizing<Vec<u8>>, FetchError> {
         let mut header = HeaderValue::from_bytes(token.expose()).map_err(|_| {
             FetchError::new(FailureKind::Login, "the token has characters that a header must not have".to_owned())
         })?;
         header.set_sensitive(true);
         let _permit = self.permit().await;
-        let mut request = self.client(path)?.get(self.url(path)?).header("X-Vault-Token", header);
+        let mut asked = self.client(path)?.request(method, self.url(path)?).header("X-Vault-Token", header);
         if let Some(namespace) = &self.namespace {
-            request = request.header("X-Vault-Namespace", namespace);
+            asked = asked.header("X-Vault-Namespace", namespace);
         }
-        let request = request.header("X-Vault-Request", "true");
-        let mut response = request.send().await.map_err(|error| self.transport_failure(Request::Read(path), &error))?;
+        let asked = asked.header("X-Vault-Request", "true");
+        let mut response = asked.send().await.map_err(|error| self.transport_failure(request, &error))?;
         let status = response.status().as_u16();
         let retry_after = response.headers().get(http::header::RETRY_AFTER).cloned();
-        let body = self.body(path, &mut response).await?;
+        let body = self.body(request, path, &mut response).await?;
         if status == 200 {
             return Ok(body);
         }
-        Err(self.status_failure(Request::Read(path), status, &failure::errors_in(&body), retry_after.as_ref()))
+        Err(self.status_failure(request, status, &failure::errors_in(&body), retry_after.as_ref()))
     }
 
     /// Asks the one endpoint that needs no token whether the server is there and unsealed; a standby will do.
@@ -113,7 +155,7 @@ impl Transport {
     /// Every field is set here: the builder would take `VAULT_SKIP_VERIFY`, `VAULT_TOKEN` and more from the environment.
     fn vault_client(&self, what: &str, token: &str) -> Result<VaultClient, FetchError> {
         Ok(VaultClient {
-            http: rustify::clients::reqwest::Client::new(self.base.as_str(), self.client(what)?),
+            http: rustify::clients::reqwest::Client::new(self.destination.base.as_str(), self.client(what)?),
             middle: EndpointMiddleware {
                 token: token.to_owned(),
                 version: "v1".to_owned(),
@@ -121,7 +163,7 @@ impl Transport {
                 namespace: self.namespace.clone(),
             },
             settings: VaultClientSettings {
-                address: self.base.clone(),
+                address: self.destination.base.clone(),
                 ca_certs: Vec::new(),
                 identity: None,
                 timeout: Some(self.timeout),
@@ -141,7 +183,7 @@ impl Transport {
     }
 
     fn url(&self, path: &str) -> Result<Url, FetchError> {
-        let mut url = self.base.clone();
+        let mut url = self.destination.base.clone();
         url.path_segments_mut()
             .map_err(|()| FetchError::new(FailureKind::Malformed, format!("{} cannot have a path", self.address)))?
             .pop_if_empty()
@@ -151,11 +193,16 @@ impl Transport {
     }
 
     /// Reads a body of at most `LARGEST` bytes.
-    async fn body(&self, path: &str, response: &mut reqwest::Response) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+    async fn body(
+        &self,
+        request: Request<'_>,
+        path: &str,
+        response: &mut reqwest::Response,
+    ) -> Result<Zeroizing<Vec<u8>>, FetchError> {
         let announced = response.content_length().unwrap_or(0).min(LARGEST as u64);
         let mut body = Zeroizing::new(Vec::with_capacity(announced as usize));
         loop {
-            let chunk = response.chunk().await.map_err(|error| self.transport_failure(Request::Read(path), &error))?;
+            let chunk = response.chunk().await.map_err(|error| self.transport_failure(request, &error))?;
             let Some(chunk) = chunk else { return Ok(body) };
             if body.len() + chunk.len() > LARGEST {
                 let message = format!("{} answered for {path} with more than {LARGEST} bytes", self.address);
@@ -173,16 +220,17 @@ impl Transport {
         {
             return Ok(client.clone());
         }
-        let client = self.new_client().map_err(|error| {
-            FetchError::new(FailureKind::Unreachable, format!("{what}: setting up the HTTP client: {error}"))
+        let client = self.new_client().map_err(|reason| {
+            FetchError::new(FailureKind::Unreachable, format!("{what}: setting up the HTTP client: {reason}"))
         })?;
         *slot = Some((client.clone(), Instant::now()));
         Ok(client)
     }
 
-    fn new_client(&self) -> reqwest::Result<reqwest::Client> {
-        reqwest::Client::builder()
-            .tls_backend_preconfigured(self.tls.clone())
+    fn new_client(&self) -> Result<reqwest::Client, String> {
+        let builder = reqwest::Client::builder()
+            .tls_backend_preconfigured(self.trust.config())
+            .default_headers(self.own_headers()?)
             .http1_only()
             .redirect(Policy::none())
             .no_proxy()
@@ -191,8 +239,22 @@ impl Transport {
             .timeout(self.timeout)
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(REQUESTS_AT_ONCE)
-            .user_agent(concat!("mcpeg/", env!("CARGO_PKG_VERSION")))
-            .build()
+            .user_agent(concat!("mcpeg/", env!("CARGO_PKG_VERSION")));
+        self.destination.apply(builder).build().map_err(|error| error.to_string())
+    }
+
+    fn own_headers(&self) -> Result<HeaderMap, String> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &self.headers {
+            let mut value = HeaderValue::from_bytes(value.expose())
+                .map_err(|_| format!("the header {name} has characters that a header must not have"))?;
+            value.set_sensitive(true);
+            headers.append(name, value);
+        }
+        if let Some(host) = self.destination.host() {
+            headers.insert(http::header::HOST, host);
+        }
+        Ok(headers)
     }
 }
 
