@@ -6,7 +6,10 @@
 mod architecture;
 mod examples;
 mod mcp;
+mod memory;
+mod metrics;
 mod operation;
 mod rotation;
+mod serve;
 mod support;
 mod telemetry;

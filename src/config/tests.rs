@@ -146,7 +146,6 @@ global: { memory_limit_mb: 512 }
 transports: { stdio: { enabled: true }, http: { enabled: true } }
 secrets:
   providers: { cloud: { type: aws-secrets-manager, region: eu-west-1 } }
-  serve: { unix: { path: a } }
 process: { command: [a] }
 telemetry: { logs: { files: [] }, spool: { path: b } }
 storage: { runtime: { type: sqlite }, cache: { type: memory } }
@@ -158,7 +157,6 @@ security: { leak_guard: redact, sandbox: true }
         "`transports.stdio.enabled` is",
         "`transports.http.enabled` is",
         "type `aws-secrets-manager` is",
-        "`secrets.serve` is",
         "`process` is",
         "`telemetry.logs` is",
         "`telemetry.spool` is",
@@ -170,7 +168,30 @@ security: { leak_guard: redact, sandbox: true }
         let said = found.iter().any(|line| line.contains(name) && line.contains("not available in this version"));
         assert!(said, "{name}: {found:#?}");
     }
-    assert_eq!(found.len(), 12);
+    assert_eq!(found.len(), 11);
+}
+
+#[test]
+fn a_rule_for_local_programs_names_whom_and_what() {
+    let found = problems_of(
+        r#"version: "1.0"
+secrets:
+  providers: { env: { type: environment } }
+  items: { weather: { provider: env, path: A } }
+  serve:
+    unix: { path: run/admin.sock }
+    allow:
+      - { uid: 1000, items: [wether] }
+      - { items: [weather] }
+      - { gid: 5 }
+"#,
+    );
+    for words in
+        ["there is no secret `wether`", "`uid` or `gid` is missing", "`items` is missing", "`admin.unix` has this path"]
+    {
+        assert!(found.iter().any(|line| line.contains(words)), "{words}: {found:#?}");
+    }
+    assert_eq!(found.len(), 4);
 }
 
 #[test]

@@ -8,6 +8,7 @@ pub mod mcp;
 pub mod memory;
 pub mod peers;
 pub mod sidecar;
+pub mod unix_http;
 pub mod upstream;
 
 use std::net::TcpListener;
