@@ -13,6 +13,7 @@ use crate::memory::{self, Protection};
 use crate::ports::{AuditEvent, AuditLog, Outcome, StatusReport};
 use crate::reload::{Domains, Reloader};
 use crate::render::{self, RenderHandle};
+use crate::secrets::serve::{self, ServeHandle};
 use crate::secrets::{self, SecretsHandle};
 use crate::telemetry::{self, TelemetryHandle};
 
@@ -58,6 +59,9 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
     let reader = Arc::new(secrets.clone());
     telemetry.attach_secrets(reader.clone());
 
+    let (serve, part) = serve::build(config.serve.clone(), reader.clone(), audit.clone(), &meter)?;
+    parts.push(part);
+
     let (render, part) = render::build(config.templates.clone(), reader.clone(), audit.clone(), meter.clone())?;
     parts.push(part);
 
@@ -66,10 +70,16 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
     parts.extend(more);
 
     let readiness = Arc::new(OnceLock::new());
-    let domains =
-        Domains { telemetry: telemetry.clone(), secrets: secrets.clone(), render: render.clone(), mcp: mcp.clone() };
+    let domains = Domains {
+        telemetry: telemetry.clone(),
+        secrets: secrets.clone(),
+        serve: serve.clone(),
+        render: render.clone(),
+        mcp: mcp.clone(),
+    };
     let reloader = Reloader::new(config.clone(), sources, domains, audit.clone());
-    let surface = surface(&config, &reloader, &telemetry, (&secrets, &render, &mcp), protection, readiness.clone());
+    let surface =
+        surface(&config, &reloader, &telemetry, (&secrets, &serve, &render, &mcp), protection, readiness.clone());
     let (admin, more) = admin::build(config.admin.clone(), surface, meter)?;
     parts.extend(more);
     reloader.attach_admin(admin.clone());
@@ -78,19 +88,20 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
     let event = AuditEvent::new("config.loaded", Outcome::Success)
         .with("mcpeg.config.files", config.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>());
     audit.record(event)?;
-    Ok(App { parts, reloader, telemetry, listening: listening(&mcp, &admin), readiness })
+    Ok(App { parts, reloader, telemetry, listening: listening(&mcp, &serve, &admin), readiness })
 }
 
 fn surface(
     config: &Config,
     reloader: &Arc<Reloader>,
     telemetry: &TelemetryHandle,
-    (secrets, render, mcp): (&SecretsHandle, &RenderHandle, &McpHandle),
+    (secrets, serve, render, mcp): (&SecretsHandle, &ServeHandle, &RenderHandle, &McpHandle),
     protection: Protection,
     readiness: Arc<OnceLock<Vec<(&'static str, Readiness)>>>,
 ) -> Surface {
     let reports: Vec<Arc<dyn StatusReport>> = vec![
         Arc::new(secrets.clone()),
+        Arc::new(serve.clone()),
         Arc::new(render.clone()),
         Arc::new(mcp.clone()),
         Arc::new(telemetry.clone()),
@@ -102,6 +113,7 @@ fn surface(
         metrics: Arc::new(telemetry.clone()),
         reload: reloader.clone(),
         secrets: Arc::new(secrets.clone()),
+        control: Arc::new(secrets.clone()),
         readiness: Arc::new(move || match readiness.get() {
             Some(parts) => parts.iter().map(|(name, readiness)| ((*name).to_owned(), readiness.state())).collect(),
             None => vec![("mcpeg".to_owned(), ReadyState::Starting)],
@@ -116,8 +128,9 @@ fn reload_part(reloader: Arc<Reloader>) -> Part {
     Part::new("reload", Stage::Intake, Readiness::immediate(), move |shutdown| reloader.watch(shutdown))
 }
 
-fn listening(mcp: &McpHandle, admin: &AdminHandle) -> Vec<String> {
+fn listening(mcp: &McpHandle, serve: &ServeHandle, admin: &AdminHandle) -> Vec<String> {
     let sockets = mcp.sockets().into_iter().map(|(name, path)| format!("mcp {name} unix:{}", path.display()));
+    let sockets = sockets.chain(serve.address().map(|address| format!("secrets {address}")));
     sockets.chain(admin.addresses().into_iter().map(|address| format!("admin {address}"))).collect()
 }
 

@@ -35,6 +35,55 @@ fn because(reason: &Option<String>) -> String {
     reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default()
 }
 
+/// What is known of the secrets, and a fetch out of turn. Implemented by the secrets domain, used by the admin socket.
+pub trait SecretControl: Send + Sync {
+    /// Every configured item; names, versions and ages, never a value.
+    fn list(&self) -> Vec<SecretSummary>;
+
+    /// Fetches one item now and waits for the outcome.
+    fn refresh<'a>(
+        &'a self,
+        item: &'a str,
+    ) -> Pin<Box<dyn Future<Output = Result<Refreshed, RefreshError>> + Send + 'a>>;
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SecretSummary {
+    pub item: String,
+    pub provider: String,
+    pub state: ConditionState,
+    /// Counted by this process from 1.
+    pub version: Option<u64>,
+    pub provider_version: Option<String>,
+    /// Since it was last fetched with success.
+    pub age_seconds: Option<f64>,
+    /// Until the provider is asked again; `None` while it is out.
+    pub next_seconds: Option<f64>,
+    /// What is wrong; empty when nothing is.
+    pub message: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Refreshed {
+    pub item: String,
+    pub version: u64,
+    pub provider_version: Option<String>,
+    /// Whether the fetch brought another value.
+    pub changed: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RefreshError {
+    #[error("secret {item}: no such item")]
+    Unknown { item: String },
+    #[error("it was fetched out of turn less than a second ago")]
+    TooSoon,
+    #[error("secret {item}: {reason}")]
+    Failed { item: String, reason: String },
+    #[error("there is no outcome after {seconds} s")]
+    Late { seconds: u64 },
+}
+
 /// Takes audit events. When it returns `Ok` the event is in the audit file (if one is configured) and queued for export.
 pub trait AuditLog: Send + Sync {
     fn record(&self, event: AuditEvent) -> Result<(), AuditRefused>;

@@ -26,12 +26,14 @@ use crate::ports::{
 };
 use crate::render::RenderHandle;
 use crate::secrets::SecretsHandle;
+use crate::secrets::serve::ServeHandle;
 use crate::telemetry::TelemetryHandle;
 
 /// The domains that a reload reaches.
 pub struct Domains {
     pub telemetry: TelemetryHandle,
     pub secrets: SecretsHandle,
+    pub serve: ServeHandle,
     pub render: RenderHandle,
     pub mcp: McpHandle,
 }
@@ -165,6 +167,7 @@ impl Reloader {
         let domains = &self.domains;
         let telemetry = domains.telemetry.stage(new.telemetry.clone()).map_err(|error| error.to_string())?;
         let secrets = domains.secrets.stage(new.secrets.clone()).map_err(|error| error.to_string())?;
+        let serve = domains.serve.stage(new.serve.clone()).map_err(|error| error.to_string())?;
         let render = domains.render.stage(new.templates.clone()).map_err(|error| error.to_string())?;
         let mcp = domains.mcp.stage(new.mcp.clone()).map_err(|error| error.to_string())?;
         let admin = match self.admin.get() {
@@ -175,6 +178,7 @@ impl Reloader {
         // Old and new items are served side by side until everybody has moved.
         let secrets = secrets.introduce();
         self.await_new_items(old, &new).await;
+        serve.commit();
         render.commit();
         mcp.commit();
         secrets.finish();
@@ -273,6 +277,7 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
         ("global.shutdown_timeout", old.shutdown_timeout != new.shutdown_timeout),
         ("transports.unix", old.mcp.unix != new.mcp.unix),
         ("transports.limits", old.mcp.limits != new.mcp.limits),
+        ("secrets.serve", old.serve != new.serve),
         ("templates", old.templates != new.templates),
         ("telemetry.otlp", old.telemetry.otlp != new.telemetry.otlp),
         ("telemetry.resource", old.telemetry.resource != new.telemetry.resource),

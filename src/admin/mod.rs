@@ -24,7 +24,7 @@ use tracing::error;
 
 use crate::lifecycle::{Part, Readiness, ReadyState, Stage};
 use crate::local_socket::SocketError;
-use crate::ports::{MetricsText, Reload, SecretReader, StatusReport};
+use crate::ports::{MetricsText, Reload, SecretControl, SecretReader, StatusReport};
 
 use bind::Listeners;
 use metrics::AdminMetrics;
@@ -38,6 +38,8 @@ pub struct Surface {
     pub reload: Arc<dyn Reload>,
     /// Where the TCP socket's token is.
     pub secrets: Arc<dyn SecretReader>,
+    /// What is known of the secrets, and a fetch out of turn.
+    pub control: Arc<dyn SecretControl>,
     /// Every part and whether it serves.
     pub readiness: Arc<dyn Fn() -> Vec<(String, ReadyState)> + Send + Sync>,
     pub name: String,

@@ -6,6 +6,8 @@
 //! | `GET /readyz` | 200 or 503 with reasons, as text or JSON (`?format=json`, `Accept: application/json`) |
 //! | `GET /metrics` | Prometheus text 0.0.4 |
 //! | `GET /v1/status` | JSON: the process, conditions, and each report under its section |
+//! | `GET /v1/secrets` | JSON: `secrets`, a list of names, versions, ages and the time to the next question; never a value |
+//! | `POST /v1/secrets/ITEM/refresh` | JSON: the version after a fetch; 404, 429 (asked a moment ago), 502 (it failed) or 504 |
 //! | `POST /v1/reload` | JSON: the outcome; 422 when rejected |
 //!
 //! A request's body is never read. Everything that is not a success and not readiness is `{"error": "..."}`.
@@ -21,7 +23,8 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::lifecycle::ReadyState;
-use crate::ports::{Condition, ConditionState, ReloadOutcome};
+use crate::ports::{Condition, ConditionState, RefreshError, ReloadOutcome};
+use crate::secret::is_name;
 
 use super::Surface;
 use super::access::{self, Refusal};
@@ -35,6 +38,8 @@ pub enum Route {
     Ready,
     Metrics,
     Status,
+    Secrets,
+    Refresh,
     Reload,
     Unknown,
 }
@@ -47,6 +52,8 @@ impl Route {
             "/metrics" => Self::Metrics,
             "/v1/status" => Self::Status,
             "/v1/reload" => Self::Reload,
+            "/v1/secrets" => Self::Secrets,
+            path if item_of_refresh(path).is_some() => Self::Refresh,
             _ => Self::Unknown,
         }
     }
@@ -58,6 +65,8 @@ impl Route {
             Self::Ready => "/readyz",
             Self::Metrics => "/metrics",
             Self::Status => "/v1/status",
+            Self::Secrets => "/v1/secrets",
+            Self::Refresh => "/v1/secrets/{item}/refresh",
             Self::Reload => "/v1/reload",
             Self::Unknown => "other",
         }
@@ -79,12 +88,12 @@ pub async fn answer(shared: &Shared, door: Door, request: &Parts) -> Answer {
     }
     let allowed = match route {
         Route::Unknown => return error(StatusCode::NOT_FOUND, "there is nothing at this path"),
-        Route::Reload => request.method == Method::POST,
+        Route::Reload | Route::Refresh => request.method == Method::POST,
         _ => request.method == Method::GET || request.method == Method::HEAD,
     };
     if !allowed {
         let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method");
-        let methods = if route == Route::Reload { "POST" } else { "GET, HEAD" };
+        let methods = if matches!(route, Route::Reload | Route::Refresh) { "POST" } else { "GET, HEAD" };
         answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
         return answer;
     }
@@ -93,6 +102,8 @@ pub async fn answer(shared: &Shared, door: Door, request: &Parts) -> Answer {
         Route::Ready => ready(&shared.surface, wants_json(request)),
         Route::Metrics => text(StatusCode::OK, PROMETHEUS, shared.surface.metrics.prometheus()),
         Route::Status => json_answer(StatusCode::OK, &status(&shared.surface)),
+        Route::Secrets => json_answer(StatusCode::OK, &json!({ "secrets": shared.surface.control.list() })),
+        Route::Refresh => refresh(shared, request.uri.path()).await,
         Route::Reload => reload(shared).await,
         Route::Unknown => error(StatusCode::NOT_FOUND, "there is nothing at this path"),
     }
@@ -188,6 +199,28 @@ async fn reload(shared: &Shared) -> Answer {
         Ok(Err(_)) => error(StatusCode::INTERNAL_SERVER_ERROR, "the reload ended without an outcome; see the log"),
         Err(_) => error(StatusCode::GATEWAY_TIMEOUT, "the reload still runs; its outcome will be in the log"),
     }
+}
+
+/// A fetch goes on when the client does not wait for it: it is the rotator's.
+async fn refresh(shared: &Shared, path: &str) -> Answer {
+    let Some(item) = item_of_refresh(path) else {
+        return error(StatusCode::NOT_FOUND, "there is nothing at this path");
+    };
+    let failed = match shared.surface.control.refresh(item).await {
+        Ok(refreshed) => return json_answer(StatusCode::OK, &json!(refreshed)),
+        Err(failed) => failed,
+    };
+    let status = match failed {
+        RefreshError::Unknown { .. } => StatusCode::NOT_FOUND,
+        RefreshError::TooSoon => StatusCode::TOO_MANY_REQUESTS,
+        RefreshError::Failed { .. } => StatusCode::BAD_GATEWAY,
+        RefreshError::Late { .. } => StatusCode::GATEWAY_TIMEOUT,
+    };
+    error(status, &failed.to_string())
+}
+
+fn item_of_refresh(path: &str) -> Option<&str> {
+    path.strip_prefix("/v1/secrets/")?.strip_suffix("/refresh").filter(|item| is_name(item))
 }
 
 fn json_answer(status: StatusCode, value: &Value) -> Answer {

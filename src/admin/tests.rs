@@ -18,7 +18,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::lifecycle::{Shutdown, ShutdownTrigger};
-use crate::ports::{Condition, ConditionState, ReloadOutcome, SecretUnavailable};
+use crate::ports::{
+    Condition, ConditionState, RefreshError, Refreshed, ReloadOutcome, SecretControl, SecretSummary, SecretUnavailable,
+};
 use crate::secret::{Part as TextPart, Secret, SecretRef, SecretText, SecretVersion};
 
 use settings::{AdminHttpSettings, AdminUnixSettings};
@@ -84,6 +86,34 @@ impl SecretReader for World {
     }
 }
 
+impl SecretControl for World {
+    fn list(&self) -> Vec<SecretSummary> {
+        vec![SecretSummary {
+            item: "local".into(),
+            provider: "dev".into(),
+            state: ConditionState::Ok,
+            version: Some(1),
+            provider_version: None,
+            age_seconds: Some(1.5),
+            next_seconds: None,
+            message: String::new(),
+        }]
+    }
+
+    fn refresh<'a>(
+        &'a self,
+        item: &'a str,
+    ) -> Pin<Box<dyn Future<Output = Result<Refreshed, RefreshError>> + Send + 'a>> {
+        let item = item.to_owned();
+        Box::pin(std::future::ready(match item.as_str() {
+            "local" => Ok(Refreshed { item, version: 2, provider_version: None, changed: true }),
+            "soon" => Err(RefreshError::TooSoon),
+            "broken" => Err(RefreshError::Failed { item, reason: "denied".into() }),
+            _ => Err(RefreshError::Unknown { item }),
+        }))
+    }
+}
+
 fn surface(world: &Arc<World>) -> Surface {
     let parts = world.clone();
     Surface {
@@ -91,6 +121,7 @@ fn surface(world: &Arc<World>) -> Surface {
         metrics: world.clone(),
         reload: world.clone(),
         secrets: world.clone(),
+        control: world.clone(),
         readiness: Arc::new(move || parts.starting.lock().unwrap().clone()),
         name: "mcpeg-test".into(),
         version: "1.2.3".into(),
@@ -173,6 +204,24 @@ async fn the_unix_socket_is_private_and_answers_every_path() {
     assert_eq!(client::get(&socket, "/v1/reload").await.unwrap().status, 405);
     running.stop().await;
     assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn secrets_are_listed_and_fetched_on_demand() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("admin.sock");
+    let running = Running::start(unix(&socket, 0o600), &Arc::new(World::default()));
+    let list: Value = serde_json::from_slice(&client::get(&socket, "/v1/secrets").await.unwrap().body).unwrap();
+    assert_eq!((&list["secrets"][0]["item"], &list["secrets"][0]["age_seconds"]), (&json!("local"), &json!(1.5)));
+    let refresh = async |item: &str| client::post(&socket, &format!("/v1/secrets/{item}/refresh")).await.unwrap();
+    let good: Value = serde_json::from_slice(&refresh("local").await.body).unwrap();
+    assert_eq!((&good["version"], &good["changed"]), (&json!(2), &json!(true)));
+    for (item, status) in [("soon", 429), ("broken", 502), ("none", 404)] {
+        assert_eq!(refresh(item).await.status, status, "{item}");
+    }
+    assert_eq!(client::get(&socket, "/v1/secrets/local/refresh").await.unwrap().status, 405);
+    assert_eq!(client::post(&socket, "/v1/secrets/a%2Fb/refresh").await.unwrap().status, 404);
+    running.stop().await;
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ pub struct SocketArgs {
     socket: Option<PathBuf>,
     /// Print what the sidecar answered
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -71,7 +71,7 @@ pub fn reload(sources: &Sources, args: &ReloadArgs) -> ExitCode {
 }
 
 /// One request to the admin socket; `answer` gets the status and the JSON of the answer.
-fn ask(
+pub(super) fn ask(
     sources: &Sources,
     args: &SocketArgs,
     method: &str,

@@ -8,6 +8,7 @@ mod control;
 mod demo;
 mod render;
 mod run;
+mod secrets;
 
 use std::future::Future;
 use std::io::Write;
@@ -56,6 +57,8 @@ enum Command {
     Status(control::StatusArgs),
     /// Make the running sidecar read its configuration again
     Reload(control::ReloadArgs),
+    /// What the running sidecar knows of its secrets; fetch one now
+    Secrets(secrets::SecretsArgs),
     /// Print the JSON Schema of the configuration
     Schema(SchemaArgs),
     /// See the whole of it work in a few seconds: no server needed, nothing left behind
@@ -88,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Connect(args) => connect::connect(&sources, &args),
         Command::Status(args) => control::status(&sources, &args),
         Command::Reload(args) => control::reload(&sources, &args),
+        Command::Secrets(args) => secrets::secrets(&sources, &args),
         Command::Schema(args) => {
             say(schema(&args).trim_end());
             ExitCode::SUCCESS

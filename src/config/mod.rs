@@ -29,7 +29,7 @@ use crate::admin::settings::AdminSettings;
 use crate::mcp::settings::{McpSettings, ServiceSettings, UnixSettings};
 use crate::render::settings::TemplateSettings;
 use crate::secret::SecretRef;
-use crate::secrets::settings::SecretsSettings;
+use crate::secrets::settings::{SecretsSettings, ServeSettings};
 use crate::telemetry::settings::TelemetrySettings;
 
 use check::Check;
@@ -48,6 +48,8 @@ pub struct Config {
     /// For a whole stop.
     pub shutdown_timeout: Duration,
     pub secrets: SecretsSettings,
+    /// `None`: local programs cannot read secrets.
+    pub serve: Option<ServeSettings>,
     pub templates: Vec<TemplateSettings>,
     pub mcp: McpSettings,
     pub telemetry: TelemetrySettings,
@@ -104,13 +106,14 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     check.unavailable_if(raw.global.memory_limit_mb.is_some(), &["global", "memory_limit_mb"]);
     check.unavailable_if(raw.process.is_some(), &["process"]);
     let lock_memory = check::operation::security(&raw.security, &mut check);
+    let serve = raw.secrets.serve.take().map(|serve| check::secrets::serve(serve, folder, &items, &mut check));
     let secrets = check::secrets::settings(raw.secrets, &|name| sources.variable(name), &mut check);
     let templates = check::operation::templates(raw.templates, &mut check);
     let shutdown_timeout = raw.global.shutdown_timeout.as_ref().map_or(check::seconds(10), |timeout| timeout.0);
     let unix = check::mcp::unix(&mut raw.transports, folder, &mut check);
     let limits = check::mcp::limits(&raw.transports.limits, shutdown_timeout);
     let admin = check::operation::admin(raw.admin, folder, &mut check);
-    check_sockets_differ(unix.as_ref(), &admin, &mut check);
+    check_sockets_differ(unix.as_ref(), &admin, serve.as_ref(), &mut check);
     let telemetry = check::telemetry::settings(raw.telemetry, raw.audit, &raw.global, &raw.metadata, &mut check);
     let timeout = raw.global.timeout.as_ref().map_or(check::mcp::DEFAULT_TIMEOUT, |timeout| timeout.0);
     let mut reader = ServiceReader { sources, timeout, followed, files: &mut files, references: &mut references };
@@ -122,6 +125,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
         environment: raw.metadata.environment,
         shutdown_timeout,
         secrets,
+        serve,
         templates,
         mcp: McpSettings { unix, services, limits },
         telemetry,
@@ -207,10 +211,21 @@ fn check_references(references: &[(SecretRef, Origin)], items: &BTreeSet<String>
     }
 }
 
-fn check_sockets_differ(unix: Option<&UnixSettings>, admin: &AdminSettings, check: &mut Check<'_>) {
+fn check_sockets_differ(
+    unix: Option<&UnixSettings>,
+    admin: &AdminSettings,
+    serve: Option<&ServeSettings>,
+    check: &mut Check<'_>,
+) {
     let admin_path = admin.unix.as_ref().map(|unix| &unix.path);
     if unix.is_some_and(|unix| Some(&unix.path) == admin_path) {
         check.problem(&["admin", "unix", "path"], "the socket of `transports.unix` has this path");
+    }
+    let Some(serve) = serve else { return };
+    for (section, path) in [("transports.unix", unix.map(|unix| &unix.path)), ("admin.unix", admin_path)] {
+        if path == Some(&serve.path) {
+            check.problem(&["secrets", "serve", "unix", "path"], format!("the socket of `{section}` has this path"));
+        }
     }
 }
 

@@ -146,6 +146,7 @@ fn variables_of_the_servers_command_line_stand_for_keys_that_are_left_out() {
     ]);
     let mut sources = folder.sources();
     let ca = folder.path("ca.pem").display().to_string();
+    let mut all = Vec::new();
     for (name, value) in [
         ("VAULT_ADDR", "https://vault.example:8200"),
         ("BAO_ADDR", "https://bao.example:8200"),
@@ -157,8 +158,9 @@ fn variables_of_the_servers_command_line_stand_for_keys_that_are_left_out() {
         ("VAULT_TLS_SERVER_NAME", "inner.example"),
         ("VAULT_SKIP_VERIFY", "false"),
     ] {
-        sources.variables.insert(name.to_owned(), value.to_owned());
+        all.push((name, value));
     }
+    sources.variables = variables(&all);
     let config = load(&sources).unwrap_or_else(|problems| panic!("{problems}"));
     let ProviderSettings::Vault(bare) = &config.secrets.providers["bare"] else { panic!("not a Vault") };
     assert_eq!(bare.address.host_str(), Some("bao.example"));
@@ -170,13 +172,14 @@ fn variables_of_the_servers_command_line_stand_for_keys_that_are_left_out() {
     assert_eq!((told.namespace.as_deref(), told.server_name.as_deref()), (None, None));
     assert_eq!((&told.tls, told.address.port()), (&crate::tls::Files::default(), Some(1)));
 
-    sources.variables.insert("VAULT_SKIP_VERIFY".to_owned(), "1".to_owned());
+    all.push(("VAULT_SKIP_VERIFY", "1"));
+    sources.variables = variables(&all);
     let found = folder.problems(&sources);
     assert!(
         found.len() == 2 && found.iter().all(|line| line.contains("VAULT_SKIP_VERIFY is set, but certificates are")),
         "{found:#?}"
     );
-    sources.variables.clear();
+    sources.variables = Variables::default();
     let found = folder.problems(&sources).join("\n");
     assert!(found.contains("`address` is missing (or set VAULT_ADDR)"), "{found}");
     assert!(found.contains("`auth` is missing (or set VAULT_TOKEN)"), "{found}");
@@ -230,7 +233,6 @@ global: { memory_limit_mb: 512 }
 transports: { stdio: { enabled: true }, http: { enabled: true } }
 secrets:
   providers: { cloud: { type: aws-secrets-manager, region: eu-west-1 } }
-  serve: { unix: { path: a } }
 process: { command: [a] }
 telemetry: { logs: { files: [] }, spool: { path: b } }
 storage: { runtime: { type: sqlite }, cache: { type: memory } }
@@ -242,7 +244,6 @@ security: { leak_guard: redact, sandbox: true }
         "`transports.stdio.enabled` is",
         "`transports.http` is",
         "type `aws-secrets-manager` is",
-        "`secrets.serve` is",
         "`process` is",
         "`telemetry.logs` is",
         "`telemetry.spool` is",
@@ -254,7 +255,30 @@ security: { leak_guard: redact, sandbox: true }
         let said = found.iter().any(|line| line.contains(name) && line.contains("not available in this version"));
         assert!(said, "{name}: {found:#?}");
     }
-    assert_eq!(found.len(), 12);
+    assert_eq!(found.len(), 11);
+}
+
+#[test]
+fn a_rule_for_local_programs_names_whom_and_what() {
+    let found = problems_of(
+        r#"version: "1.0"
+secrets:
+  providers: { env: { type: environment } }
+  items: { weather: { provider: env, path: A } }
+  serve:
+    unix: { path: run/admin.sock }
+    allow:
+      - { uid: 1000, items: [wether] }
+      - { items: [weather] }
+      - { gid: 5 }
+"#,
+    );
+    for words in
+        ["there is no secret `wether`", "`uid` or `gid` is missing", "`items` is missing", "`admin.unix` has this path"]
+    {
+        assert!(found.iter().any(|line| line.contains(words)), "{words}: {found:#?}");
+    }
+    assert_eq!(found.len(), 4);
 }
 
 #[test]

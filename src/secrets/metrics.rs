@@ -72,6 +72,24 @@ pub(super) fn observe(meter: &Meter, shared: &Arc<Shared>) {
             });
         })
         .build();
+    let weak = Arc::downgrade(shared);
+    meter
+        .u64_observable_gauge("mcpeg.secret.failing")
+        .with_unit("{item}")
+        .with_description("1 while the last fetch of the item failed, with the kind of failure; 0 else")
+        .with_callback(move |observer| {
+            let Some(shared) = weak.upgrade() else { return };
+            for (name, item) in &shared.roster().items {
+                let name = KeyValue::new("mcpeg.secret.item", name.to_owned());
+                match item.snapshot().failure {
+                    Some(failure) => {
+                        observer.observe(1, &[name, KeyValue::new("error.type", failure.error.kind.as_str())])
+                    }
+                    None => observer.observe(0, &[name]),
+                }
+            }
+        })
+        .build();
 }
 
 fn for_each_item(shared: &Weak<Shared>, mut visit: impl FnMut(&str, u64, Duration)) {

@@ -2,8 +2,9 @@
 //!
 //! `SecretSource` is the seam, with one file or folder a kind: `vault`, `file`, `environment`. A `Provider` is a configured source and its
 //! health; an `Item` is a path in a provider, its settings, and a `Slot` that holds the current version. One `rotator` per item fetches,
-//! `crew` runs rotators and providers inside the part's task, `handle` is what the rest of the process holds, `status` puts all of it
-//! into words. This domain does not know what a secret is for, and never writes one anywhere.
+//! `crew` runs rotators and providers inside the part's task, `handle` is what the rest of the process holds, `refresh` asks
+//! for a fetch out of turn, `status` puts all of it
+//! into words; `serve` hands items to local programs. This domain does not know what a secret is for, and never writes one anywhere.
 
 mod context;
 mod crew;
@@ -12,8 +13,10 @@ mod file;
 mod handle;
 mod metrics;
 mod provider;
+mod refresh;
 mod rotator;
 mod schedule;
+pub mod serve;
 pub mod settings;
 mod source;
 mod status;

@@ -17,7 +17,10 @@ pub(super) async fn rotate(item: &Item, context: &Context) {
     let mut failures = 0;
     loop {
         stirred.mark_unchanged();
-        let wait = match fetch_once(item, context).await {
+        let asked = item.slot.demand.begin();
+        let outcome = fetch_once(item, context).await;
+        item.slot.demand.settle(asked, outcome.as_ref().err().cloned());
+        let wait = match outcome {
             Ok(lease) => {
                 failures = 0;
                 lease.map_or_else(|| refresh_in(item.settings.refresh, chance()), |lease| renew_in(lease, chance()))
@@ -29,6 +32,7 @@ pub(super) async fn rotate(item: &Item, context: &Context) {
                 match retry {
                     Retry::At(time) => time.saturating_duration_since(Instant::now()),
                     Retry::WhenBack => {
+                        item.slot.demand.plan(None);
                         item.provider.back().await;
                         // Items of one provider do not all ask at once, nor one of them without a pause.
                         backoff_in(failures, SHORT_BACKOFF_CAP, chance())
@@ -36,8 +40,10 @@ pub(super) async fn rotate(item: &Item, context: &Context) {
                 }
             }
         };
+        item.slot.demand.plan(Some(Instant::now() + wait));
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
+            () = item.slot.demand.came(asked) => {}
             // The provider owns the sender and outlives the item, so this cannot fail.
             _ = stirred.changed() => {}
         }

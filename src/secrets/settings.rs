@@ -126,3 +126,23 @@ pub struct ItemSettings {
     /// The process is not ready before the item was fetched once.
     pub require_at_start: bool,
 }
+
+/// The socket on which local programs read secrets, and who may read what there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServeSettings {
+    pub path: PathBuf,
+    pub mode: u32,
+    /// Open at one time; one user may have half of them.
+    pub max_connections: usize,
+    pub allow: Vec<AllowRule>,
+}
+
+/// What one user or group may read. At least one of `uid` and `gid` is given; a peer has to match what is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllowRule {
+    pub uid: Option<u32>,
+    /// The peer's primary group.
+    pub gid: Option<u32>,
+    /// Names of configured items.
+    pub items: Vec<String>,
+}

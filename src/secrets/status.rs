@@ -48,7 +48,7 @@ fn provider_condition(provider: &Provider) -> Condition {
     Condition { component: format!("provider/{}", provider.name), state, message }
 }
 
-fn item_condition(item: &Item) -> Condition {
+pub(super) fn item_condition(item: &Item) -> Condition {
     let snapshot = item.snapshot();
     let required = item.settings.require_at_start;
     let unusable = if required { ConditionState::Failed } else { ConditionState::Degraded };

@@ -14,6 +14,7 @@ use crate::ports::SecretUnavailable;
 use crate::secret::SecretVersion;
 
 use super::provider::Provider;
+use super::refresh::Demand;
 use super::settings::ItemSettings;
 use super::source::{FetchError, Fetched};
 
@@ -90,6 +91,7 @@ pub(super) struct Slot {
     name: String,
     state: Mutex<State>,
     newest: watch::Sender<u64>,
+    pub demand: Demand,
 }
 
 #[derive(Default)]
@@ -112,7 +114,7 @@ pub(super) enum Change {
 impl Slot {
     pub fn new(name: &str) -> Arc<Self> {
         let (newest, _) = watch::channel(0);
-        Arc::new(Self { name: name.to_owned(), state: Mutex::default(), newest })
+        Arc::new(Self { name: name.to_owned(), state: Mutex::default(), newest, demand: Demand::new() })
     }
 
     pub fn subscribe(&self) -> watch::Receiver<u64> {

@@ -9,6 +9,7 @@ pub mod memory;
 pub mod peers;
 pub mod sidecar;
 pub mod stand_in;
+pub mod unix_http;
 pub mod upstream;
 
 use std::net::TcpListener;

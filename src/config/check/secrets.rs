@@ -1,12 +1,14 @@
 //! `secrets` from its written shape to the secrets domain's settings.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
 use super::vault::{Variables, vault};
 use super::{Check, join, seconds};
-use crate::config::raw::secrets::{RawItem, RawProvider, RawSecrets};
-use crate::secrets::settings::{ItemSettings, ProviderSettings, SecretsSettings};
+use crate::config::raw::secrets::{RawItem, RawProvider, RawSecrets, RawServe, RawServeAllow};
+use crate::secrets::settings::{AllowRule, ItemSettings, ProviderSettings, SecretsSettings, ServeSettings};
 
 pub fn settings(raw: RawSecrets, variables: Variables<'_>, check: &mut Check<'_>) -> SecretsSettings {
-    check.unavailable_if(raw.serve.is_some(), &["secrets", "serve"]);
     let known: Vec<String> =
         check.tree.get("secrets").and_then(|node| node.get("providers")).map(keys).unwrap_or_default();
     let mut settings = SecretsSettings::default();
@@ -76,4 +78,33 @@ fn item(raw: RawItem, settings: &SecretsSettings, path: &[&str], check: &mut Che
         max_stale: raw.max_stale.map(|max_stale| max_stale.0),
         require_at_start: raw.require_at_start.unwrap_or(true),
     }
+}
+
+/// The socket for local programs. `items` are the names that are configured.
+pub fn serve(raw: RawServe, folder: &Path, items: &BTreeSet<String>, check: &mut Check<'_>) -> ServeSettings {
+    let path = raw.unix.path.map_or_else(|| folder.join("run/secrets.sock"), |path| path.0);
+    check.socket_path(&["secrets", "serve", "unix", "path"], &path);
+    let mode = raw.unix.mode.map_or(0o660, |mode| mode.0);
+    let max_connections = raw.unix.max_connections.unwrap_or(64);
+    let rules = raw.allow.into_iter().enumerate();
+    let allow = rules.map(|(index, rule)| allow_rule(rule, &index.to_string(), items, check)).collect();
+    ServeSettings { path, mode, max_connections, allow }
+}
+
+fn allow_rule(raw: RawServeAllow, index: &str, items: &BTreeSet<String>, check: &mut Check<'_>) -> AllowRule {
+    let path = ["secrets", "serve", "allow", index];
+    if raw.uid.is_none() && raw.gid.is_none() {
+        check.problem(&path, "`uid` or `gid` is missing: whom it allows");
+    }
+    if raw.items.is_empty() {
+        check.problem(&path, "`items` is missing: what it allows");
+    }
+    for (number, item) in raw.items.iter().enumerate() {
+        if !items.contains(item) {
+            let at = join(&path, &["items"]);
+            let number = number.to_string();
+            check.unknown(&join(&at, &[&number]), "secret", item, items.iter().map(String::as_str));
+        }
+    }
+    AllowRule { uid: raw.uid, gid: raw.gid, items: raw.items }
 }

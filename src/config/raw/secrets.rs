@@ -16,7 +16,7 @@ pub struct RawSecrets {
     /// The secrets, by the name that `${secret.NAME.FIELD}` uses.
     #[serde(default)]
     pub items: BTreeMap<String, RawItem>,
-    /// Not available in this version: a socket on which local programs read secrets.
+    /// A socket on which local programs read secrets over HTTP: `GET /v1/secrets/ITEM`.
     pub serve: Option<RawServe>,
 }
 
@@ -205,23 +205,33 @@ pub struct RawItem {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawServe {
-    pub unix: Option<RawServeUnix>,
+    #[serde(default)]
+    pub unix: RawServeUnix,
+    /// Who may read what. Nobody is allowed who is not in a rule, root and mcpeg's own user neither.
     #[serde(default)]
     pub allow: Vec<RawServeAllow>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawServeUnix {
-    pub path: RawPath,
+    /// Default: `run/secrets.sock`.
+    pub path: Option<RawPath>,
+    /// Default: `"0660"`.
     pub mode: Option<RawMode>,
+    /// Open at one time; one user may have half of them. Default: 64.
+    #[schemars(range(min = 2, max = 4096))]
+    pub max_connections: Option<usize>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawServeAllow {
+    /// The program's user.
     pub uid: Option<u32>,
+    /// The program's primary group. With `uid`: both have to match.
     pub gid: Option<u32>,
+    /// Names of `secrets.items`.
     #[serde(default)]
     pub items: Vec<String>,
 }
