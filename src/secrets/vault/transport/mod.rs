@@ -10,7 +10,7 @@ mod failure;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
+use http::{HeaderValue, Method};
 use reqwest::redirect::Policy;
 use tokio::sync::Semaphore;
 use url::Url;
@@ -36,6 +36,37 @@ pub(super) struct Transport {
     client: Mutex<Option<(reqwest::Client, Instant)>>,
     /// Bounds the requests under way, and so the connections.
     permits: Semaphore,
+    throttled: Mutex<Option<Instant>>,
+}
+
+/// What is asked for: a method, an API path without `/v1/`, and perhaps a body of JSON, which holds no secret.
+pub(super) struct Ask<'a> {
+    method: Method,
+    path: &'a str,
+    body: Option<String>,
+}
+
+impl<'a> Ask<'a> {
+    pub fn get(path: &'a str) -> Self {
+        Self { method: Method::GET, path, body: None }
+    }
+
+    pub fn list(path: &'a str) -> Self {
+        // Letters alone always make a method.
+        Self { method: Method::from_bytes(b"LIST").unwrap_or(Method::GET), path, body: None }
+    }
+
+    pub fn put(path: &'a str, body: String) -> Self {
+        Self { method: Method::PUT, path, body: Some(body) }
+    }
+
+    pub fn path(&self) -> &'a str {
+        self.path
+    }
+
+    pub fn again(&self) -> Self {
+        Self { method: self.method.clone(), path: self.path, body: self.body.clone() }
+    }
 }
 
 impl Transport {
@@ -51,6 +82,7 @@ impl Transport {
             tls,
             client: Mutex::new(None),
             permits: Semaphore::new(REQUESTS_AT_ONCE),
+            throttled: Mutex::new(None),
         };
         transport.new_client().map_err(|error| format!("setting up the HTTP client: {error}"))?;
         Ok(transport)
@@ -60,14 +92,26 @@ impl Transport {
         &self.address
     }
 
-    /// `GET /v1/PATH` with the token; the body, if the server answered with success.
-    pub async fn read(&self, path: &str, token: &Secret) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+    /// One request with the token; the body, if the server answered with success.
+    pub async fn ask(&self, ask: Ask<'_>, token: &Secret) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+        let path = ask.path;
+        self.not_throttled()?;
         let mut header = HeaderValue::from_bytes(token.expose()).map_err(|_| {
             FetchError::new(FailureKind::Login, "the token has characters that a header must not have".to_owned())
         })?;
         header.set_sensitive(true);
         let _permit = self.permit().await;
-        let mut request = self.client(path)?.get(self.url(path)?).header("X-Vault-Token", header);
+        let mut url = self.url(path)?;
+        // Without the slash at the end the server answers with a redirect.
+        if ask.method.as_str() == "LIST"
+            && let Ok(mut segments) = url.path_segments_mut()
+        {
+            segments.push("");
+        }
+        let mut request = self.client(path)?.request(ask.method, url).header("X-Vault-Token", header);
+        if let Some(body) = ask.body {
+            request = request.header(http::header::CONTENT_TYPE, "application/json").body(body);
+        }
         if let Some(namespace) = &self.namespace {
             request = request.header("X-Vault-Namespace", namespace);
         }
@@ -76,10 +120,31 @@ impl Transport {
         let status = response.status().as_u16();
         let retry_after = response.headers().get(http::header::RETRY_AFTER).cloned();
         let body = self.body(path, &mut response).await?;
-        if status == 200 {
+        // The connection goes back to the pool before the next request may look for one there.
+        tokio::task::yield_now().await;
+        if status == 200 || status == 204 {
             return Ok(body);
         }
+        if status == 429 {
+            self.throttle(retry_after.as_ref());
+        }
         Err(self.status_failure(Request::Read(path), status, &failure::errors_in(&body), retry_after.as_ref()))
+    }
+
+    /// After an answer that asked to wait nothing is sent until then.
+    fn not_throttled(&self) -> Result<(), FetchError> {
+        let until = *self.throttled.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = until.map(|until| until.saturating_duration_since(Instant::now())).unwrap_or_default();
+        if left.is_zero() {
+            return Ok(());
+        }
+        let message = format!("the server at {} has had too many requests and asked to wait", self.address);
+        Err(FetchError::new(FailureKind::Throttled, message).after(Some(left)))
+    }
+
+    fn throttle(&self, retry_after: Option<&HeaderValue>) {
+        let until = failure::asked_wait(retry_after).map(|wait| Instant::now() + wait);
+        *self.throttled.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
 
     /// Asks the one endpoint that needs no token whether the server is there and unsealed; a standby will do.
