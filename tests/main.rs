@@ -5,6 +5,7 @@
 
 mod architecture;
 mod examples;
+mod leases;
 mod mcp;
 mod operation;
 mod rotation;

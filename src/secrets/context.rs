@@ -10,8 +10,8 @@ use tracing::{debug, info, warn};
 
 use crate::ports::{AuditEvent, AuditLog, AuditRefused, Outcome};
 
-use super::metrics::Metrics;
 use super::leases::{Entry, Leases};
+use super::metrics::Metrics;
 use super::rotator::Reason;
 use super::source::{FetchError, Fetched, Lease, LeaseId};
 use super::store::Item;

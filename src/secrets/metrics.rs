@@ -91,7 +91,9 @@ pub(super) fn observe_leases(meter: &Meter, shared: &Arc<Shared>) {
     meter
         .f64_observable_gauge("mcpeg.secret.expiry")
         .with_unit("s")
-        .with_description("Time until the values of the item end or are replaced by the provider; below zero: they have ended")
+        .with_description(
+            "Time until the values of the item end or are replaced by the provider; below zero: they have ended",
+        )
         .with_callback(move |observer| {
             let Some(shared) = weak.upgrade() else { return };
             for (name, item) in &shared.roster().items {

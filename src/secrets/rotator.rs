@@ -10,9 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::context::Context;
-use super::schedule::{
-    BACKOFF_CAP, SHORT_BACKOFF_CAP, backoff_in, chance, item_backoff_in, replace_in, rotated_in,
-};
+use super::schedule::{BACKOFF_CAP, SHORT_BACKOFF_CAP, backoff_in, chance, item_backoff_in, replace_in, rotated_in};
 use super::source::{FailureKind, FetchError, Fetched, Known, Lease, LeaseId, Sign};
 use super::store::{Change, Failure, Item, Retry};
 use super::term::{Step, Term};

@@ -89,6 +89,10 @@ mod tests {
         let term = Term::new(start, Duration::from_secs(60), false, overlap);
         assert_eq!(term.next(0.0), (start + Duration::from_secs(20), Step::Replace));
         let long = Term::new(start, Duration::from_secs(60), false, HOUR);
-        assert_eq!(long.next(0.0).0, start + Duration::from_secs(20), "an overlap that cannot be had is no reason to hurry");
+        assert_eq!(
+            long.next(0.0).0,
+            start + Duration::from_secs(20),
+            "an overlap that cannot be had is no reason to hurry"
+        );
     }
 }

@@ -211,7 +211,8 @@ mod tests {
         );
         assert_eq!(lease, Some(Lease::Rotates(Duration::from_secs(17))));
         assert!(fields.iter().all(|(name, _)| name != "ttl"), "it counts down, so it is no part of the value");
-        let (_, _, lease) = plain(r#"{"lease_id":"","data":{"certificate":"c","private_key":"k","expiration":4102444800}}"#);
+        let (_, _, lease) =
+            plain(r#"{"lease_id":"","data":{"certificate":"c","private_key":"k","expiration":4102444800}}"#);
         assert!(matches!(lease, Some(Lease::Ends(left)) if left > Duration::from_secs(1_000_000_000)), "{lease:?}");
         let (fields, _, lease) = plain(r#"{"lease_id":"","data":{"ttl":"5","expiration":1}}"#);
         assert_eq!((fields.len(), lease), (2, None), "other fields of those names are values");

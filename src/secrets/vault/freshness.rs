@@ -203,7 +203,9 @@ async fn one(source: &VaultSource, place: &Place<'_>, way: Way) -> Result<Option
     let path = format!("{}/{kind}/{}/{}", place.mount, place.folder, place.name);
     let (body, _) = source.exchange(Ask::get(&path)).await?;
     if way == Way::Metadata {
-        return serde_json::from_slice::<Metadata>(&body).map(|answer| answer.data.marker()).map_err(|_| unexpected(&path));
+        return serde_json::from_slice::<Metadata>(&body)
+            .map(|answer| answer.data.marker())
+            .map_err(|_| unexpected(&path));
     }
     let info = serde_json::from_slice::<Subkeys>(&body).map_err(|_| unexpected(&path))?.data.metadata;
     Ok(info.version.map(|version| Marker { version, doubtful: info.is_doubtful() }))

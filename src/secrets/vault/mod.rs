@@ -26,9 +26,7 @@ use crate::memory::with_wiped_stack;
 
 use super::context::Context;
 use super::settings::VaultSettings;
-use super::source::{
-    BoxFuture, FailureKind, FetchError, Fetched, Known, Lease, LeaseId, SecretSource, Sign,
-};
+use super::source::{BoxFuture, FailureKind, FetchError, Fetched, Known, Lease, LeaseId, SecretSource, Sign};
 
 use freshness::Freshness;
 use session::{Session, Token};

@@ -78,12 +78,7 @@ impl Session {
     }
 
     /// A token to try once more with after `denied` refused `path` to `used`; or that refusal, if the token was not at fault.
-    pub async fn renew_dead(
-        &self,
-        used: Arc<Token>,
-        path: &str,
-        denied: FetchError,
-    ) -> Result<Arc<Token>, FetchError> {
+    pub async fn renew_dead(&self, used: Arc<Token>, path: &str, denied: FetchError) -> Result<Arc<Token>, FetchError> {
         let mut state = self.state.lock().await;
         match &state.token {
             Some(current) if current.login != used.login => return Ok(current.clone()),
