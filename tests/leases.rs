@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 
 use crate::support::bao::{Bao, ROOT_TOKEN};
 use crate::support::counting::Counting;
-use crate::support::eventually;
 use crate::support::postgres::{PASSWORD, Postgres};
 use crate::support::sidecar::{Folder, Sidecar};
+use crate::support::{eventually, memory};
 
 /// A database engine at `database/` with one role `app`.
 async fn database(bao: &Bao, postgres: &Postgres, ttl: &str, max_ttl: &str) {
@@ -112,6 +112,9 @@ async fn a_replaced_lease_lives_for_the_overlap_and_the_last_is_revoked_at_the_e
         .await;
     assert!(replaced.elapsed() > Duration::from_secs(2), "only after the overlap, not after {:?}", replaced.elapsed());
     assert!(postgres.lets_in(&second, &password));
+    if let Some(found) = memory::find(sidecar.pid(), &first_password) {
+        assert!(found.is_empty(), "{} copies of the old password: {found:#?}", found.len());
+    }
     eventually(Duration::from_secs(2), "it is on record", async || {
         (reasons(&sidecar, "secret.revoked") == ["replaced"]).then_some(())
     })
@@ -206,6 +209,7 @@ async fn fifty_secrets_cost_one_request_a_second_and_a_change_is_seen_in_one() {
     let counting = Counting::before(bao.port).await;
     let sidecar = Sidecar::start(fifty(&counting.address, ROOT));
     assert!(counting.requests() <= 60, "{} requests at the start", counting.requests());
+    // Two at a time; on a busy machine the start takes longer than a connection lives, and two more follow.
     assert!(counting.connections() <= 4, "{} connections at the start", counting.connections());
     eprintln!("start: {} requests over {} connections", counting.requests(), counting.connections());
     let before = counting.requests();
