@@ -97,18 +97,19 @@ impl Rotation<'_> {
 
     /// Looks whether the version has moved, until it has.
     async fn watch(&mut self, got: Got) -> Reason {
-        let mut since = got.at;
+        let (mut since, mut mark) = (got.at, None::<String>);
         let (source, path) = (&self.item.provider.source, self.item.settings.path.as_str());
         loop {
             let version = got.provider_version.as_deref();
-            let known = Known { version, since, every: self.item.settings.refresh };
+            let known = Known { version, mark: mark.as_deref(), since, every: self.item.settings.refresh };
             let sign = tokio::select! {
                 sign = source.watch(path, known) => sign,
                 _ = self.stirred.changed() => return Reason::Changed,
             };
             match sign {
                 Ok(Sign::Read) => return Reason::Changed,
-                Ok(Sign::Same) => {
+                Ok(Sign::Same(seen)) => {
+                    mark = seen;
                     since = Instant::now();
                     self.failures = 0;
                     self.item.slot.confirm(self.item.owner);
@@ -117,6 +118,10 @@ impl Rotation<'_> {
                 Err(error) => {
                     self.item.provider.note(Err(&error));
                     self.pause_after(error).await;
+                    // The server that comes back may be a new one, which counts its versions from the start.
+                    if mark.is_none() {
+                        return Reason::Changed;
+                    }
                 }
             }
         }

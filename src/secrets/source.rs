@@ -119,16 +119,18 @@ impl fmt::Debug for LeaseId {
 pub(super) struct Known<'a> {
     /// The source's own name for the version.
     pub version: Option<&'a str>,
+    /// What the last look gave beside it; a look that gives another means another version of the same name.
+    pub mark: Option<&'a str>,
     /// When it was last seen to be so.
     pub since: Instant,
     pub every: Duration,
 }
 
 /// What a look at a path told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Sign {
-    /// Nothing has changed.
-    Same,
+    /// Nothing has changed; with the mark to give to the next look.
+    Same(Option<String>),
     /// It changed, or only reading can tell.
     Read,
 }

@@ -46,11 +46,19 @@ enum Way {
 }
 
 /// What is known of a secret's current version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Marker {
     version: u64,
+    /// When it was made: a store that was set up anew counts from 1 again.
+    created: String,
     /// It was deleted, or will be at some time: only reading can tell.
     doubtful: bool,
+}
+
+impl Marker {
+    fn is(&self, version: &str, mark: Option<&str>) -> bool {
+        !self.doubtful && self.version.to_string() == version && mark.is_none_or(|mark| mark == self.created)
+    }
 }
 
 impl Freshness {
@@ -76,7 +84,7 @@ impl Freshness {
                 }
             };
             match seen {
-                Ok(Some(marker)) if !marker.doubtful && marker.version.to_string() == version => return Ok(Sign::Same),
+                Ok(Some(marker)) if marker.is(version, known.mark) => return Ok(Sign::Same(Some(marker.created))),
                 Ok(_) => return Ok(Sign::Read),
                 Err(error) if !error.kind.is_items() => return Err(error),
                 // One secret that is gone says nothing of the way.
@@ -151,7 +159,7 @@ impl Group {
 
 impl Look {
     fn of(&self, name: &str) -> Result<Option<Marker>, FetchError> {
-        self.outcome.as_ref().map(|markers| markers.get(name).copied()).map_err(Clone::clone)
+        self.outcome.as_ref().map(|markers| markers.get(name).cloned()).map_err(Clone::clone)
     }
 }
 
@@ -208,7 +216,7 @@ async fn one(source: &VaultSource, place: &Place<'_>, way: Way) -> Result<Option
             .map_err(|_| unexpected(&path));
     }
     let info = serde_json::from_slice::<Subkeys>(&body).map_err(|_| unexpected(&path))?.data.metadata;
-    Ok(info.version.map(|version| Marker { version, doubtful: info.is_doubtful() }))
+    Ok(info.version.map(|version| Marker { version, doubtful: info.is_doubtful(), created: info.created_time }))
 }
 
 /// developer.hashicorp.com/vault/api-docs/secret/kv/kv-v2#read-secret-metadata
@@ -224,6 +232,8 @@ struct Info {
 struct VersionInfo {
     version: Option<u64>,
     #[serde(default)]
+    created_time: String,
+    #[serde(default)]
     deletion_time: String,
     #[serde(default)]
     destroyed: bool,
@@ -232,7 +242,9 @@ struct VersionInfo {
 impl Info {
     fn marker(&self) -> Option<Marker> {
         let version = self.current_version?;
-        Some(Marker { version, doubtful: self.versions.get(&version).is_none_or(VersionInfo::is_doubtful) })
+        let info = self.versions.get(&version);
+        let created = info.map(|info| info.created_time.clone()).unwrap_or_default();
+        Some(Marker { version, created, doubtful: info.is_none_or(VersionInfo::is_doubtful) })
     }
 }
 

@@ -297,8 +297,12 @@ fn a_secret_that_refers_to_a_secret_cannot_be_used_to_log_in() {
     assert!(refused.map(drop).unwrap_err().starts_with("${secret.other.token} cannot be used"));
 }
 
+fn same(mark: &str) -> Sign {
+    Sign::Same(Some(mark.to_owned()))
+}
+
 fn known(version: &str) -> Known<'_> {
-    Known { version: Some(version), since: Instant::now(), every: Duration::from_millis(200) }
+    Known { version: Some(version), mark: None, since: Instant::now(), every: Duration::from_millis(200) }
 }
 
 #[tokio::test]
@@ -330,15 +334,21 @@ async fn a_path_that_stays_denied_costs_one_lookup() {
 async fn one_list_tells_the_versions_of_a_folder_and_a_doubtful_one_is_read() {
     let bench = Bench::start().await;
     let list = r#"{"data":{"keys":["a","b","d/"],"key_info":{
-        "a":{"current_version":4,"versions":{"4":{"deletion_time":"","destroyed":false}}},
+        "a":{"current_version":4,"versions":{"4":{"created_time":"then","deletion_time":"","destroyed":false}}},
         "b":{"current_version":4,"versions":{"4":{"deletion_time":"2026-01-01T00:00:00Z","destroyed":false}}},"d/":{}}}}"#;
     bench.vault.set("secret/detailed-metadata/team/", 200, list);
     let paths =
         ["secret/data/team/a", "secret/data/team/a", "secret/data/team/a", "secret/data/team/b", "secret/data/team/c"];
     let signs = futures_util::future::join_all(paths.map(|path| bench.source.watch(path, known("4")))).await;
     let signs: Vec<Sign> = signs.into_iter().map(Result::unwrap).collect();
-    assert_eq!(signs, [Sign::Same, Sign::Same, Sign::Same, Sign::Read, Sign::Read]);
+    assert_eq!(signs, [same("then"), same("then"), same("then"), Sign::Read, Sign::Read]);
     assert_eq!(bench.vault.requests.load(Ordering::SeqCst), 2, "the login and one list for all");
+    let anew = Known { mark: Some("before"), ..known("4") };
+    assert_eq!(
+        bench.source.watch("secret/data/team/a", anew).await.unwrap(),
+        Sign::Read,
+        "a store that was set up anew"
+    );
     assert_eq!(bench.source.watch("secret/data/team/a", known("3")).await.unwrap(), Sign::Read);
 }
 
@@ -349,11 +359,11 @@ async fn a_way_that_is_not_open_is_left_for_the_next() {
     bench.vault.set("secret/detailed-metadata/", 405, r#"{"errors":["unsupported operation"]}"#);
     let metadata = r#"{"data":{"current_version":4,"versions":{"4":{"deletion_time":"","destroyed":false}}}}"#;
     bench.vault.set("secret/metadata/a", 200, metadata);
-    assert_eq!(bench.source.watch(path, known("4")).await.unwrap(), Sign::Same);
+    assert_eq!(bench.source.watch(path, known("4")).await.unwrap(), same(""));
     bench.vault.set("secret/metadata/a", 403, r#"{"errors":["permission denied"]}"#);
     assert_eq!(bench.source.watch(path, known("4")).await.unwrap(), Sign::Read);
     bench.vault.set("secret/subkeys/a", 200, r#"{"data":{"subkeys":{"k":null},"metadata":{"version":4}}}"#);
-    assert_eq!(bench.source.watch(path, known("4")).await.unwrap(), Sign::Same);
+    assert_eq!(bench.source.watch(path, known("4")).await.unwrap(), same(""));
     bench.vault.set("secret/subkeys/a", 405, "");
     assert_eq!(bench.source.watch(path, known("4")).await.unwrap(), Sign::Read);
     let before = bench.vault.requests.load(Ordering::SeqCst);
