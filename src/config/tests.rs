@@ -401,6 +401,25 @@ fn references_are_checked_and_allowed_only_where_a_secret_may_stand() {
 }
 
 #[test]
+fn leases_have_their_settings() {
+    let text = |provider: &str| {
+        format!(
+            "version: \"1.0\"\nsecrets:\n  revoke_on_exit: true\n  providers:\n    p: {provider}\n  items:\n    \
+             tls: {{ provider: p, path: pki/issue/app, parameters: {{ common_name: app.example }}, overlap: 2m }}\n"
+        )
+    };
+    let vault = text("{ type: vault, address: \"http://127.0.0.1:8200\", auth: { method: token, token: t } }");
+    let folder = Folder::with(&[("mcpeg.yaml", &vault)]);
+    let config = folder.load().unwrap_or_else(|problems| panic!("{problems}"));
+    let item = &config.secrets.items["tls"];
+    assert!(config.secrets.revoke_on_exit);
+    assert_eq!((item.overlap, item.parameters["common_name"].as_str()), (Duration::from_secs(120), "app.example"));
+    let folder = Folder::with(&[("mcpeg.yaml", &text("{ type: environment }"))]);
+    let problems = folder.problems(&folder.sources());
+    assert!(problems[0].ends_with("only a provider of type `vault` takes parameters"), "{problems:?}");
+}
+
+#[test]
 fn secrets_files_wider_than_0600_are_refused() {
     let folder = Folder::with(&[
         ("mcpeg.yaml", "version: \"1.0\"\nsecrets:\n  providers: { dev: { type: file, path: keys.yaml } }\n"),

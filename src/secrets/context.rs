@@ -3,26 +3,30 @@
 //! The events of the domain are put together here and nowhere else; they name items, providers and versions, never a value.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::ports::{AuditEvent, AuditLog, AuditRefused, Outcome};
 
+use super::leases::{Entry, Leases};
 use super::metrics::Metrics;
-use super::source::FetchError;
+use super::rotator::Reason;
+use super::source::{FetchError, Fetched, Lease, LeaseId};
 use super::store::Item;
 
 pub(super) struct Context {
     audit: Arc<dyn AuditLog>,
     pub metrics: Metrics,
+    pub leases: Leases,
     /// Rung when an item got a value.
     pub progress: Notify,
 }
 
 impl Context {
     pub fn new(audit: Arc<dyn AuditLog>, metrics: Metrics) -> Self {
-        Self { audit, metrics, progress: Notify::new() }
+        Self { audit, metrics, leases: Leases::default(), progress: Notify::new() }
     }
 
     /// The event that has to be on record before a new value may be used.
@@ -31,15 +35,53 @@ impl Context {
         item: &Item,
         first: bool,
         version: u64,
-        provider_version: Option<&str>,
+        fetched: &Fetched,
+        reason: Reason,
     ) -> Result<(), AuditRefused> {
         let name = if first { "secret.fetched" } else { "secret.rotated" };
+        let lease = match &fetched.lease {
+            Some(Lease::Held { id, .. }) => Some(id.hash()),
+            _ => None,
+        };
         let event = about(item, name, Outcome::Success)
             .with("mcpeg.secret.version", version)
-            .with_some("mcpeg.secret.provider_version", provider_version);
+            .with_some("mcpeg.secret.provider_version", fetched.provider_version.as_deref())
+            .with_some("mcpeg.secret.lease", lease)
+            .with_some("mcpeg.secret.reason", (!first).then(|| reason.as_str()));
         self.audit.record(event)?;
         info!(secret = item.name(), provider = item.provider.name, version, "{name}");
         Ok(())
+    }
+
+    pub fn renewed(&self, item: &Item, lease: &LeaseId, left: Duration) {
+        self.metrics.lease_done(&item.provider.name, "renew", None);
+        debug!(secret = item.name(), provider = item.provider.name, ?left, "secret.renewed");
+        let event = about(item, "secret.renewed", Outcome::Success)
+            .with("mcpeg.secret.lease", lease.hash())
+            .with("mcpeg.secret.ttl", left.as_secs());
+        self.note(event);
+    }
+
+    /// A lease was given back, or could not be.
+    pub fn revoked(&self, entry: &Entry, reason: &'static str, error: Option<&FetchError>) {
+        let (secret, provider, lease) = (entry.item.as_str(), entry.provider.name.as_str(), entry.id.hash());
+        self.metrics.lease_done(provider, "revoke", error.map(|error| error.kind));
+        let outcome = if error.is_some() { Outcome::Failure } else { Outcome::Success };
+        let event = AuditEvent::new("secret.revoked", outcome)
+            .with("mcpeg.secret.item", secret)
+            .with("mcpeg.secret.provider", provider)
+            .with("mcpeg.secret.lease", lease)
+            .with("mcpeg.secret.reason", reason);
+        match error {
+            None => {
+                info!(secret, provider, reason, "secret.revoked");
+                self.note(event);
+            }
+            Some(error) => {
+                warn!(secret, provider, reason, %error, "a lease was not revoked and ends by itself");
+                self.note(with_error(event, error));
+            }
+        }
     }
 
     pub fn failed(&self, item: &Item, error: &FetchError) {

@@ -19,6 +19,8 @@ pub(super) async fn run(shared: Arc<Shared>, ready: ReadySignal, mut shutdown: S
     let mut roster = shared.subscribe_roster();
     let mut crew = Crew { shared: shared.clone(), tasks: JoinSet::new(), running: HashMap::new() };
     let mut is_ready = false;
+    let reaper = shared.context.leases.reap(&shared.context);
+    tokio::pin!(reaper);
     loop {
         let current = roster.borrow_and_update().clone();
         crew.align(&current);
@@ -32,10 +34,14 @@ pub(super) async fn run(shared: Arc<Shared>, ready: ReadySignal, mut shutdown: S
             // The sender is in `shared`, which is held here.
             _ = roster.changed() => {}
             () = shared.context.progress.notified(), if !is_ready => {}
+            () = &mut reaper => {}
             Some(ended) = crew.tasks.join_next() => crew.note_end(ended).await,
         }
     }
     crew.tasks.shutdown().await;
+    if shared.roster().revoke_on_exit {
+        shared.context.leases.revoke_all(&shared.context).await;
+    }
 }
 
 fn has_what_it_needs(roster: &Roster) -> bool {

@@ -17,7 +17,7 @@ use crate::secret::SecretVersion;
 use super::SecretsError;
 use super::context::Context;
 use super::provider::Provider;
-use super::rotator::{fetch_once, note_failure};
+use super::rotator::{Reason, fetch_once, note_failure};
 use super::settings::SecretsSettings;
 use super::store::{Item, Retry, Slot};
 
@@ -38,6 +38,7 @@ pub(super) struct Shared {
 pub(super) struct Roster {
     pub providers: BTreeMap<String, Arc<Provider>>,
     pub items: BTreeMap<String, Arc<Item>>,
+    pub revoke_on_exit: bool,
 }
 
 impl SecretsHandle {
@@ -52,7 +53,7 @@ impl SecretsHandle {
     /// Builds the new beside the old; reads files that the settings name, asks nothing of the network.
     pub fn stage(&self, settings: SecretsSettings) -> Result<Staged, SecretsError> {
         let old = self.shared.roster();
-        let mut new = Roster::default();
+        let mut new = Roster { revoke_on_exit: settings.revoke_on_exit, ..Roster::default() };
         for (name, settings) in &settings.providers {
             let provider = match old.providers.get(name) {
                 Some(provider) if provider.settings == *settings => provider.clone(),
@@ -84,7 +85,7 @@ impl SecretsHandle {
         let roster = self.shared.roster();
         let context = &self.shared.context;
         let fetches = roster.items.values().map(|item| async move {
-            let error = fetch_once(item, context).await.err()?;
+            let error = fetch_once(item, context, Reason::Changed).await.err()?;
             note_failure(item, context, error.clone(), Retry::At(Instant::now()));
             Some(format!("secret {}: {error}", item.name()))
         });
@@ -145,7 +146,11 @@ impl Staged {
             item.slot.hand_over_to(item.owner);
         }
         let old = self.shared.roster();
-        let mut both = Roster { providers: old.providers.clone(), items: old.items.clone() };
+        let mut both = Roster {
+            providers: old.providers.clone(),
+            items: old.items.clone(),
+            revoke_on_exit: self.roster.revoke_on_exit,
+        };
         both.providers.extend(self.roster.providers.iter().map(|(name, provider)| (name.clone(), provider.clone())));
         both.items.extend(self.roster.items.iter().map(|(name, item)| (name.clone(), item.clone())));
         self.shared.roster.send_replace(Arc::new(both));
@@ -167,5 +172,6 @@ impl Introduced {
                 item.slot.retire();
             }
         }
+        self.shared.context.leases.keep_only(|item| self.roster.items.contains_key(item));
     }
 }

@@ -13,6 +13,7 @@ pub(super) struct Metrics {
     requests: Counter<u64>,
     duration: Histogram<f64>,
     logins: Counter<u64>,
+    leases: Counter<u64>,
 }
 
 impl Metrics {
@@ -34,6 +35,11 @@ impl Metrics {
                 .with_unit("{login}")
                 .with_description("Logins to providers, by provider and outcome")
                 .build(),
+            leases: meter
+                .u64_counter("mcpeg.secret.lease.operations")
+                .with_unit("{operation}")
+                .with_description("Renewals and revocations of leases, by provider, operation and outcome")
+                .build(),
         }
     }
 
@@ -41,6 +47,11 @@ impl Metrics {
         let labels = [KeyValue::new("mcpeg.secret.provider", provider.to_owned()), outcome(failure)];
         self.requests.add(1, &labels);
         self.duration.record(took.as_secs_f64(), &labels);
+    }
+
+    pub fn lease_done(&self, provider: &str, operation: &'static str, failure: Option<FailureKind>) {
+        let provider = KeyValue::new("mcpeg.secret.provider", provider.to_owned());
+        self.leases.add(1, &[provider, KeyValue::new("mcpeg.secret.operation", operation), outcome(failure)]);
     }
 
     pub fn logged_in(&self, provider: &str, failure: Option<FailureKind>) {
@@ -88,6 +99,38 @@ pub(super) fn observe(meter: &Meter, shared: &Arc<Shared>) {
                     None => observer.observe(0, &[name]),
                 }
             }
+        })
+        .build();
+}
+
+/// What ends, and when: read when somebody collects.
+pub(super) fn observe_leases(meter: &Meter, shared: &Arc<Shared>) {
+    let weak = Arc::downgrade(shared);
+    meter
+        .f64_observable_gauge("mcpeg.secret.expiry")
+        .with_unit("s")
+        .with_description(
+            "Time until the values of the item end or are replaced by the provider; below zero: they have ended",
+        )
+        .with_callback(move |observer| {
+            let Some(shared) = weak.upgrade() else { return };
+            for (name, item) in &shared.roster().items {
+                if let Some(left) = item.slot.seconds_left() {
+                    observer.observe(left, &[KeyValue::new("mcpeg.secret.item", name.clone())]);
+                }
+            }
+        })
+        .build();
+    let weak = Arc::downgrade(shared);
+    meter
+        .u64_observable_gauge("mcpeg.secret.leases")
+        .with_unit("{lease}")
+        .with_description("Leases that are held: in use, or replaced and waiting to be revoked")
+        .with_callback(move |observer| {
+            let Some(shared) = weak.upgrade() else { return };
+            let (current, waiting) = shared.context.leases.count();
+            observer.observe(current as u64, &[KeyValue::new("mcpeg.secret.state", "current")]);
+            observer.observe(waiting as u64, &[KeyValue::new("mcpeg.secret.state", "replaced")]);
         })
         .build();
 }

@@ -2,15 +2,16 @@
 //!
 //! `SecretSource` is the seam, with one file or folder a kind: `vault`, `file`, `environment`. A `Provider` is a configured source and its
 //! health; an `Item` is a path in a provider, its settings, and a `Slot` that holds the current version. One `rotator` per item fetches,
-//! `crew` runs rotators and providers inside the part's task, `handle` is what the rest of the process holds, `refresh` asks
-//! for a fetch out of turn, `status` puts all of it
-//! into words; `serve` hands items to local programs. This domain does not know what a secret is for, and never writes one anywhere.
+//! `crew` runs rotators and providers inside the part's task, `leases` gives back what was replaced, `handle` is what the rest of the
+//! process holds, `refresh` asks for a fetch out of turn, `status` puts all of it into words; `serve` hands items to local programs.
+//! This domain does not know what a secret is for, and never writes one anywhere.
 
 mod context;
 mod crew;
 mod environment;
 mod file;
 mod handle;
+mod leases;
 mod metrics;
 mod provider;
 mod refresh;
@@ -21,6 +22,7 @@ pub mod settings;
 mod source;
 mod status;
 mod store;
+mod term;
 #[cfg(test)]
 mod tests;
 mod vault;
@@ -50,6 +52,7 @@ pub fn build(
     let handle = SecretsHandle::new(shared.clone());
     handle.stage(settings)?.commit();
     metrics::observe(&meter, &shared);
+    metrics::observe_leases(&meter, &shared);
     let (signal, readiness) = Readiness::channel();
     let part = Part::new("secrets", Stage::Workers, readiness, move |shutdown| async move {
         crew::run(shared, signal, shutdown).await;

@@ -13,7 +13,7 @@ use super::environment::EnvironmentSource;
 use super::file::FileSource;
 use super::schedule;
 use super::settings::ProviderSettings;
-use super::source::{FetchError, Fetched, SecretSource};
+use super::source::{FailureKind, FetchError, SecretSource};
 use super::vault::VaultSource;
 
 pub(super) struct Provider {
@@ -76,7 +76,7 @@ impl Provider {
     }
 
     /// Draws the conclusion from what one fetch met.
-    pub fn note(&self, outcome: &Result<Fetched, FetchError>) {
+    pub fn note(&self, outcome: Result<(), &FetchError>) {
         let health = match outcome {
             Err(error) if error.kind.is_outage() => Health::Out(error.clone()),
             Err(error) if error.kind.is_providers() => Health::Troubled(error.clone()),
@@ -107,7 +107,8 @@ impl Provider {
         loop {
             // As in `back`.
             let _ = health.wait_for(|health| matches!(health, Health::Out(_))).await;
-            tokio::time::sleep(schedule::probe_in(schedule::chance())).await;
+            let answers = matches!(&*health.borrow(), Health::Out(error) if answers(error));
+            tokio::time::sleep(schedule::probe_in(answers, schedule::chance())).await;
             let found = match self.source.probe().await {
                 Ok(()) => Health::Up,
                 Err(error) => Health::Out(error),
@@ -121,4 +122,9 @@ impl Provider {
             });
         }
     }
+}
+
+/// Whether a server that is out takes connections, so that asking it costs it something.
+fn answers(error: &FetchError) -> bool {
+    error.kind != FailureKind::Unreachable || error.after.is_some()
 }

@@ -1,70 +1,246 @@
 //! Keeps one item fresh: fetch, compare, put on record, publish, wait.
 //!
-//! `rotate` is one task per item and never ends; `fetch_once` is its step, and all there is to `render --once`. Invariants: a value
-//! is published only after its audit event was accepted; a failure never takes the last good value away.
+//! `rotate` is one task per item and never ends; `fetch_once` is its step, and all there is to `render --once`. `term` decides what
+//! is done about a lease. Invariants: a value is published only after its audit event was accepted; a failure never takes the last
+//! good value away; a lease that was made is either current or on its way to be revoked (`leases`).
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::context::Context;
-use super::schedule::{BACKOFF_CAP, SHORT_BACKOFF_CAP, backoff_in, chance, refresh_in, renew_in};
-use super::source::{FailureKind, FetchError, Fetched};
+use super::schedule::{BACKOFF_CAP, SHORT_BACKOFF_CAP, backoff_in, chance, item_backoff_in, replace_in, rotated_in};
+use super::source::{FailureKind, FetchError, Fetched, Known, Lease, LeaseId, Sign};
 use super::store::{Change, Failure, Item, Retry};
+use super::term::{Step, Term};
 
-pub(super) async fn rotate(item: &Item, context: &Context) {
-    let mut stirred = item.provider.subscribe_stirred();
-    let mut failures = 0;
-    loop {
-        stirred.mark_unchanged();
-        let asked = item.slot.demand.begin();
-        let outcome = fetch_once(item, context).await;
-        item.slot.demand.settle(asked, outcome.as_ref().err().cloned());
-        let wait = match outcome {
-            Ok(lease) => {
-                failures = 0;
-                lease.map_or_else(|| refresh_in(item.settings.refresh, chance()), |lease| renew_in(lease, chance()))
-            }
-            Err(error) => {
-                failures += 1;
-                let retry = retry_after(&error, failures);
-                note_failure(item, context, error, retry);
-                match retry {
-                    Retry::At(time) => time.saturating_duration_since(Instant::now()),
-                    Retry::WhenBack => {
-                        item.slot.demand.plan(None);
-                        item.provider.back().await;
-                        // Items of one provider do not all ask at once, nor one of them without a pause.
-                        backoff_in(failures, SHORT_BACKOFF_CAP, chance())
-                    }
-                }
-            }
-        };
-        item.slot.demand.plan(Some(Instant::now() + wait));
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = item.slot.demand.came(asked) => {}
-            // The provider owns the sender and outlives the item, so this cannot fail.
-            _ = stirred.changed() => {}
+/// Why an item is fetched; `as_str` is `mcpeg.secret.reason` of the event about its new version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// The provider has another version, or it was time to look.
+    Changed,
+    /// A lease or a certificate nears its end.
+    Ending,
+    /// The lease is not at the provider any more.
+    LeaseLost,
+    /// The login under which the lease was made ends.
+    Login,
+    /// The provider has replaced the values by itself.
+    ServerRotation,
+}
+
+impl Reason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Changed => "changed",
+            Self::Ending => "ending",
+            Self::LeaseLost => "lease_lost",
+            Self::Login => "login",
+            Self::ServerRotation => "server_rotation",
         }
     }
 }
 
-/// Fetches and publishes once. Gives the lease of the values, if they end by themselves. Does not note a failure of the item.
-pub(super) async fn fetch_once(item: &Item, context: &Context) -> Result<Option<Duration>, FetchError> {
-    let started = Instant::now();
-    let outcome = item.provider.source.fetch(&item.settings.path).await;
+/// What a fetch leaves for the rotator to go by.
+pub(super) struct Got {
+    lease: Option<Lease>,
+    provider_version: Option<String>,
+    at: Instant,
+}
+
+pub(super) async fn rotate(item: &Item, context: &Context) {
+    let mut rotation = Rotation { item, context, stirred: item.provider.subscribe_stirred(), failures: 0 };
+    let mut reason = Reason::Changed;
+    let demand = &item.slot.demand;
+    loop {
+        rotation.stirred.mark_unchanged();
+        let asked = demand.begin();
+        let outcome = fetch_once(item, context, reason).await;
+        demand.settle(asked, outcome.as_ref().err().cloned());
+        let due = async {
+            match outcome {
+                Ok(got) => {
+                    rotation.failures = 0;
+                    demand.plan(Some(Instant::now() + got.expected_wait(item.settings.refresh)));
+                    rotation.until_due(got).await
+                }
+                Err(error) => {
+                    rotation.pause_after(error).await;
+                    reason
+                }
+            }
+        };
+        reason = tokio::select! {
+            due = due => due,
+            () = demand.came(asked) => Reason::Changed,
+        };
+    }
+}
+
+impl Got {
+    /// About when the next look is due, for people.
+    fn expected_wait(&self, refresh: Duration) -> Duration {
+        match &self.lease {
+            None => refresh,
+            Some(Lease::Held { ttl, .. }) => *ttl * 2 / 3,
+            Some(Lease::Ends(left) | Lease::Rotates(left)) => *left,
+        }
+    }
+}
+
+struct Rotation<'a> {
+    item: &'a Item,
+    context: &'a Context,
+    stirred: watch::Receiver<u64>,
+    failures: u32,
+}
+
+impl Rotation<'_> {
+    /// Waits until what was fetched has to be fetched again.
+    async fn until_due(&mut self, got: Got) -> Reason {
+        let overlap = self.item.settings.overlap;
+        match got.lease {
+            None => self.watch(got).await,
+            Some(Lease::Held { id, ttl, renewable, login }) => {
+                self.hold(Term::new(got.at, ttl, renewable, overlap), &id, login).await
+            }
+            Some(Lease::Ends(left)) => self.sleep_or_stirred(replace_in(left, overlap, chance()), Reason::Ending).await,
+            Some(Lease::Rotates(left)) => {
+                self.sleep_or_stirred(rotated_in(left, chance()), Reason::ServerRotation).await
+            }
+        }
+    }
+
+    async fn sleep_or_stirred(&mut self, wait: Duration, reason: Reason) -> Reason {
+        tokio::select! {
+            () = sleep(wait) => reason,
+            // The provider owns the sender and outlives the item, so this cannot fail.
+            _ = self.stirred.changed() => Reason::Changed,
+        }
+    }
+
+    /// Looks whether the version has moved, until it has.
+    async fn watch(&mut self, got: Got) -> Reason {
+        let (mut since, mut mark) = (got.at, None::<String>);
+        let (source, path) = (&self.item.provider.source, self.item.settings.path.as_str());
+        loop {
+            let version = got.provider_version.as_deref();
+            let known = Known { version, mark: mark.as_deref(), since, every: self.item.settings.refresh };
+            let sign = tokio::select! {
+                sign = source.watch(path, known) => sign,
+                _ = self.stirred.changed() => return Reason::Changed,
+            };
+            match sign {
+                Ok(Sign::Read) => return Reason::Changed,
+                Ok(Sign::Same(seen)) => {
+                    mark = seen;
+                    since = Instant::now();
+                    self.failures = 0;
+                    self.item.slot.confirm(self.item.owner);
+                    self.recovered();
+                }
+                Err(error) => {
+                    self.item.provider.note(Err(&error));
+                    self.pause_after(error).await;
+                    // The server that comes back may be a new one, which counts its versions from the start.
+                    if mark.is_none() {
+                        return Reason::Changed;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Prolongs a lease until it has to be replaced.
+    async fn hold(&mut self, mut term: Term, id: &LeaseId, login: u64) -> Reason {
+        let source = &self.item.provider.source;
+        loop {
+            let (at, step) = term.next(chance());
+            tokio::select! {
+                () = sleep_until(at) => {}
+                ends = source.superseded(login) => {
+                    // Not all items of the provider at once, and well before the old login takes the lease with it.
+                    let left = ends.saturating_duration_since(Instant::now());
+                    sleep((left / 2).min(LOGIN_SPREAD).mul_f64(chance())).await;
+                    return Reason::Login;
+                }
+                _ = self.stirred.changed() => return Reason::Changed,
+            }
+            if step == Step::Replace {
+                return Reason::Ending;
+            }
+            match source.renew(id, term.ttl()).await {
+                Ok(left) => {
+                    self.failures = 0;
+                    term.renewed(left);
+                    self.context.renewed(self.item, id, left);
+                    self.context.leases.prolonged(id, left);
+                    self.item.slot.ends_at(self.item.owner, Some(Instant::now() + left));
+                    self.recovered();
+                }
+                Err(error) if matches!(error.kind, FailureKind::Malformed | FailureKind::NotFound) => {
+                    return Reason::LeaseLost;
+                }
+                Err(error) if error.kind == FailureKind::Denied => term.cannot_be_renewed(),
+                Err(error) => {
+                    self.item.provider.note(Err(&error));
+                    self.pause_after(error).await;
+                    if term.is_over() {
+                        return Reason::LeaseLost;
+                    }
+                }
+            }
+        }
+    }
+
+    fn recovered(&self) {
+        if self.item.slot.recover(self.item.owner) {
+            self.context.recovered(self.item);
+        }
+    }
+
+    /// Notes a failure and waits until it is time to try again.
+    async fn pause_after(&mut self, error: FetchError) {
+        self.failures += 1;
+        let retry = retry_after(&error, self.failures);
+        note_failure(self.item, self.context, error, retry);
+        let wait = match retry {
+            Retry::At(time) => time.saturating_duration_since(Instant::now()),
+            Retry::WhenBack => {
+                self.item.slot.demand.plan(None);
+                self.item.provider.back().await;
+                // Items of one provider do not all ask at once, nor one of them without a pause.
+                backoff_in(self.failures, SHORT_BACKOFF_CAP, chance())
+            }
+        };
+        self.item.slot.demand.plan(Some(Instant::now() + wait));
+        tokio::select! {
+            () = sleep(wait) => {}
+            _ = self.stirred.changed() => {}
+        }
+    }
+}
+
+/// Fetches and publishes once. Does not note a failure of the item.
+pub(super) async fn fetch_once(item: &Item, context: &Context, reason: Reason) -> Result<Got, FetchError> {
+    let at = Instant::now();
+    let (source, settings) = (&item.provider.source, &item.settings);
+    let outcome = match settings.parameters.is_empty() {
+        true => source.fetch(&settings.path).await,
+        false => source.issue(&settings.path, &settings.parameters).await,
+    };
     let failure = outcome.as_ref().err().map(|error| error.kind);
-    context.metrics.fetched(&item.provider.name, failure, started.elapsed());
-    item.provider.note(&outcome);
+    context.metrics.fetched(&item.provider.name, failure, at.elapsed());
+    item.provider.note(outcome.as_ref().map(drop));
     let fetched = outcome?;
-    let lease = fetched.lease;
-    accept(item, context, fetched)?;
+    let got = Got { lease: fetched.lease.clone(), provider_version: fetched.provider_version.clone(), at };
+    accept(item, context, fetched, reason)?;
     if item.slot.recover(item.owner) {
         context.recovered(item);
     }
     context.progress.notify_one();
-    Ok(lease)
+    Ok(got)
 }
 
 pub(super) fn note_failure(item: &Item, context: &Context, error: FetchError, retry: Retry) {
@@ -73,24 +249,45 @@ pub(super) fn note_failure(item: &Item, context: &Context, error: FetchError, re
     }
 }
 
-fn accept(item: &Item, context: &Context, fetched: Fetched) -> Result<(), FetchError> {
+fn accept(item: &Item, context: &Context, fetched: Fetched, reason: Reason) -> Result<(), FetchError> {
     let (change, version) = item.slot.compare(&fetched);
+    let ends = fetched.lease.as_ref().map(|lease| match lease {
+        Lease::Held { ttl: left, .. } | Lease::Ends(left) | Lease::Rotates(left) => Instant::now() + *left,
+    });
+    let held = match &fetched.lease {
+        Some(Lease::Held { id, ttl, .. }) => Some((id.clone(), *ttl)),
+        _ => None,
+    };
     if change == Change::Same {
         item.slot.confirm(item.owner);
-        return Ok(());
+    } else {
+        let recorded = context.new_version(item, change == Change::First, version, &fetched, reason);
+        if let Err(refused) = recorded {
+            held.into_iter().for_each(|lease| context.leases.unused(item, lease));
+            let message = format!("a new version is held back: {refused}");
+            return Err(FetchError::new(FailureKind::Unaudited, message));
+        }
+        if !item.slot.publish(item.owner, fetched) {
+            held.into_iter().for_each(|lease| context.leases.unused(item, lease));
+            return Ok(());
+        }
     }
-    context
-        .new_version(item, change == Change::First, version, fetched.provider_version.as_deref())
-        .map_err(|refused| FetchError::new(FailureKind::Unaudited, format!("a new version is held back: {refused}")))?;
-    item.slot.publish(item.owner, fetched);
+    item.slot.ends_at(item.owner, ends);
+    context.leases.published(item, held);
     Ok(())
 }
 
 fn retry_after(error: &FetchError, failures: u32) -> Retry {
-    let cap = match error.kind {
+    let wait = match error.kind {
         kind if kind.is_outage() => return Retry::WhenBack,
-        FailureKind::Standby => SHORT_BACKOFF_CAP,
-        _ => BACKOFF_CAP,
+        kind if kind.is_items() => item_backoff_in(failures, chance()),
+        FailureKind::Standby => backoff_in(failures, SHORT_BACKOFF_CAP, chance()),
+        _ => backoff_in(failures, BACKOFF_CAP, chance()),
     };
-    Retry::At(Instant::now() + backoff_in(failures, cap, chance()))
+    // What the provider asks for, and a little more, so that not everybody is back in the same moment.
+    let asked = error.after.unwrap_or_default().mul_f64(1.0 + 0.1 * chance());
+    Retry::At(Instant::now() + wait.max(asked))
 }
+
+/// The longest time over which the items of a provider are fetched anew after a login.
+const LOGIN_SPREAD: Duration = Duration::from_secs(10);

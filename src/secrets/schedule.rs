@@ -22,9 +22,28 @@ pub(super) fn renew_in(ttl: Duration, chance: f64) -> Duration {
     ttl.mul_f64((2.0 / 3.0) * (1.0 - 0.1 * chance)).max(SHORTEST)
 }
 
-/// The pause between two questions whether a provider that failed is back.
-pub(super) fn probe_in(chance: f64) -> Duration {
-    PROBE.mul_f64(0.75 + 0.5 * chance)
+/// When to replace what lives for `left` more: early enough to leave `overlap`, but not in the first third, nor after the second.
+pub(super) fn replace_in(left: Duration, overlap: Duration, chance: f64) -> Duration {
+    let latest = left.mul_f64(2.0 / 3.0);
+    left.saturating_sub(overlap).clamp(left / 3, latest).mul_f64(1.0 - 0.1 * chance).max(SHORTEST)
+}
+
+/// When to fetch what the provider itself replaces after `left`: a little later.
+pub(super) fn rotated_in(left: Duration, chance: f64) -> Duration {
+    left + ROTATION_MARGIN.mul_f64(1.0 + chance)
+}
+
+/// The pause after the `failures`-th failure in a row (from 1) of an item whose provider is well: at most six tries a minute,
+/// and with the lookup of the token that the first of them costs, six requests.
+pub(super) fn item_backoff_in(failures: u32, chance: f64) -> Duration {
+    let bound = if failures <= 1 { FIRST_ITEM_BACKOFF } else { BACKOFF_CAP };
+    bound.mul_f64(0.5 + 0.5 * chance)
+}
+
+/// The pause between two questions whether a provider that failed is back. One that does not take connections costs nothing to ask;
+/// one that answers, but is not ready, is asked less often.
+pub(super) fn probe_in(answers: bool, chance: f64) -> Duration {
+    if answers { SLOW_PROBE.mul_f64(0.8 + 0.4 * chance) } else { PROBE.mul_f64(0.75 + 0.5 * chance) }
 }
 
 /// A number from 0 up to but not including 1, good enough to keep many processes out of step; not for keys.
@@ -41,6 +60,9 @@ pub(super) const SHORT_BACKOFF_CAP: Duration = Duration::from_secs(2);
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const SHORTEST: Duration = Duration::from_millis(100);
 const PROBE: Duration = Duration::from_secs(1);
+const SLOW_PROBE: Duration = Duration::from_secs(6);
+const FIRST_ITEM_BACKOFF: Duration = Duration::from_secs(6);
+const ROTATION_MARGIN: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -75,8 +97,76 @@ mod tests {
 
         #[test]
         fn a_healed_provider_is_found_within_two_seconds(chance in 0.0..1.0_f64) {
-            prop_assert!(probe_in(chance) >= Duration::from_millis(500) && probe_in(chance) < Duration::from_millis(1300));
+            let wait = probe_in(false, chance);
+            prop_assert!(wait >= Duration::from_millis(500) && wait < Duration::from_millis(1300));
         }
+
+        #[test]
+        fn a_replacement_leaves_the_overlap_where_the_lease_is_long_enough(
+            left in 1_u64..100_000, overlap in 0_u64..1000, chance in 0.0..1.0_f64,
+        ) {
+            let (left, overlap) = (Duration::from_secs(left), Duration::from_secs(overlap));
+            let wait = replace_in(left, overlap, chance);
+            prop_assert!(wait <= left.mul_f64(0.667) && wait >= left.mul_f64(0.299));
+            prop_assert!(overlap > left.mul_f64(0.666) || wait + overlap <= left);
+        }
+
+        #[test]
+        fn a_broken_item_is_tried_at_most_five_times_in_any_minute(chances in prop::collection::vec(0.0..1.0_f64, 40)) {
+            let mut at = Duration::ZERO;
+            let tries: Vec<Duration> = chances.iter().zip(1..).map(|(chance, failures)| {
+                let this = at;
+                at += item_backoff_in(failures, *chance);
+                this
+            }).collect();
+            for start in &tries {
+                let minute = tries.iter().filter(|at| *at >= start && **at < *start + Duration::from_secs(60));
+                prop_assert!(minute.count() <= 5);
+            }
+        }
+    }
+
+    /// One hundred agents, each probing by its own chance while the server is out and then fetching: when each found it, and when
+    /// each sent a request. A probe before `heals` meets nobody who could count it.
+    fn agents_after(heals: f64) -> (Vec<f64>, Vec<f64>) {
+        let (mut found, mut requests) = (Vec::new(), Vec::new());
+        for _ in 0..100 {
+            let mut at = chance();
+            while at < heals {
+                at += probe_in(false, chance()).as_secs_f64();
+            }
+            found.push(at - heals);
+            requests.push(at);
+            requests.push(at + backoff_in(1, SHORT_BACKOFF_CAP, chance()).as_secs_f64());
+        }
+        (found, requests)
+    }
+
+    fn most_in(window: f64, mut times: Vec<f64>) -> usize {
+        times.sort_by(f64::total_cmp);
+        times.iter().map(|from| times.iter().filter(|at| **at >= *from && **at < from + window).count()).max().unwrap()
+    }
+
+    #[test]
+    fn a_hundred_agents_find_a_healed_server_in_two_seconds_and_spare_it() {
+        for heals in (1..=600).step_by(7) {
+            let (found, requests) = agents_after(f64::from(heals));
+            assert!(found.iter().all(|after| *after <= 2.0), "after {heals} s");
+            assert!(most_in(10.0, requests) <= 200, "more than 20 requests a second over 10 s, after {heals} s");
+        }
+    }
+
+    #[test]
+    fn a_hundred_agents_ask_a_server_that_is_not_ready_at_most_twenty_times_a_second() {
+        let mut requests = Vec::new();
+        for _ in 0..100 {
+            let mut at = SLOW_PROBE.as_secs_f64() * chance();
+            while at < 600.0 {
+                requests.push(at);
+                at += probe_in(true, chance()).as_secs_f64();
+            }
+        }
+        assert!(most_in(10.0, requests) <= 200);
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub struct SecretsSettings {
     pub providers: BTreeMap<String, ProviderSettings>,
     /// Every item's `provider` is a key of `providers`.
     pub items: BTreeMap<String, ItemSettings>,
+    /// Whether leases are given back at a clean stop.
+    pub revoke_on_exit: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -120,7 +122,11 @@ pub struct ItemSettings {
     pub provider: String,
     /// In the provider's own terms: a Vault API path (`secret/data/weather`), a key of the file (empty: the whole file), a variable.
     pub path: String,
+    /// What is wanted of a path that makes its values to order. Empty: the path is read.
+    pub parameters: BTreeMap<String, String>,
     pub refresh: Duration,
+    /// How long a replaced lease is kept, for those who still use its values.
+    pub overlap: Duration,
     /// How long the last known value is served while the provider fails. `None`: for good.
     pub max_stale: Option<Duration>,
     /// The process is not ready before the item was fetched once.

@@ -111,6 +111,7 @@ fn item_detail(item: &Item) -> Value {
         "provider_version": snapshot.provider_version,
         "age_seconds": snapshot.age.map(|age| age.as_secs()),
         "refresh_seconds": item.settings.refresh.as_secs(),
+        "expires_in_seconds": item.slot.seconds_left().map(f64::round),
         "stale": snapshot.stale,
         "error": snapshot.failure.map(|failure| failure.error.message),
     })

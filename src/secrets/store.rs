@@ -101,6 +101,8 @@ struct State {
     last_version: u64,
     confirmed: Option<Instant>,
     failure: Option<Failure>,
+    /// When the values end, or are replaced by the provider.
+    ends: Option<Instant>,
 }
 
 /// How a fetched value relates to the one that is held.
@@ -151,11 +153,11 @@ impl Slot {
         (change, state.last_version + 1)
     }
 
-    /// Makes `fetched` the current version and tells the subscribers.
-    pub fn publish(&self, owner: u64, fetched: Fetched) {
+    /// Makes `fetched` the current version and tells the subscribers; false when this owner may not any more.
+    pub fn publish(&self, owner: u64, fetched: Fetched) -> bool {
         let mut state = self.state();
         if state.owner != owner {
-            return;
+            return false;
         }
         state.last_version += 1;
         let version = state.last_version;
@@ -169,6 +171,22 @@ impl Slot {
         drop(state);
         drop(replaced);
         self.newest.send_replace(version);
+        true
+    }
+
+    /// Notes when the current values end.
+    pub fn ends_at(&self, owner: u64, ends: Option<Instant>) {
+        let mut state = self.state();
+        if state.owner == owner {
+            state.ends = ends;
+        }
+    }
+
+    /// Until the values end; below zero when they have.
+    pub fn seconds_left(&self) -> Option<f64> {
+        let (ends, now) = (self.state().ends?, Instant::now());
+        let overdue = now.saturating_duration_since(ends).as_secs_f64();
+        Some(ends.saturating_duration_since(now).as_secs_f64() - overdue)
     }
 
     /// Notes that what is held is still what the provider has.

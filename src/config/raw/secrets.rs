@@ -16,6 +16,8 @@ pub struct RawSecrets {
     /// The secrets, by the name that `${secret.NAME.FIELD}` uses.
     #[serde(default)]
     pub items: BTreeMap<String, RawItem>,
+    /// Whether leases are given back to the provider at a clean stop. Default: `false`.
+    pub revoke_on_exit: Option<bool>,
     /// A socket on which local programs read secrets over HTTP: `GET /v1/secrets/ITEM`.
     pub serve: Option<RawServe>,
 }
@@ -194,6 +196,11 @@ pub struct RawItem {
     /// In the provider's terms: a Vault path (`secret/data/weather`), a key of the file (left out: the whole file), a variable's name.
     #[serde(default)]
     pub path: String,
+    /// What is wanted of a Vault path that makes its values to order: `{ common_name: app.example }` for `pki/issue/app`.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, String>,
+    /// How long a lease is kept after its values were replaced, before it is revoked. Default: `30s`.
+    pub overlap: Option<RawDuration>,
     /// The longest time between two questions to the provider (up to a tenth less, by chance). Default: `1m`.
     pub refresh: Option<RawDuration>,
     /// How long the last known value is served while the provider fails. Default: for good.

@@ -1,32 +1,41 @@
 //! The `vault` kind: HashiCorp Vault and OpenBao, over their HTTP API (developer.hashicorp.com/vault/api-docs, openbao.org/api-docs).
 //!
 //! `transport` makes requests and puts failures into words, `auth` holds one file for each way to log in, `session` keeps the token
-//! alive, `answer` turns a body into fields. An item's path is an API path without `/v1/`: `secret/data/weather` for a KV v2 engine,
-//! `kv/weather` for KV v1; an engine that gives leased credentials is read again before the lease ends.
+//! alive, `answer` turns a body into fields, `freshness` sees that a KV version has moved without reading it. An item's path is an API path without `/v1/`: `secret/data/weather` for a KV v2 engine,
+//! `kv/weather` for KV v1; `database/creds/app` and any other path that answers with a lease, which is renewed, replaced and revoked by its id.
 //! Invariants: a value or token is kept only in locked memory; a connection is closed within a second of its opening, whatever
 //! goes on over it, so that no buffer keeps an answer.
 
 mod answer;
 mod auth;
+mod freshness;
 mod session;
 #[cfg(test)]
 mod tests;
 mod transport;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 use crate::memory::with_wiped_stack;
 
 use super::context::Context;
 use super::settings::VaultSettings;
-use super::source::{BoxFuture, FailureKind, FetchError, Fetched, SecretSource};
+use super::source::{BoxFuture, FailureKind, FetchError, Fetched, Known, Lease, LeaseId, SecretSource, Sign};
 
-use session::Session;
-use transport::Transport;
+use freshness::Freshness;
+use session::{Session, Token};
+use transport::{Ask, Transport};
 
 pub(super) struct VaultSource {
     transport: Arc<Transport>,
     session: Session,
+    freshness: Freshness,
 }
 
 impl VaultSource {
@@ -34,28 +43,77 @@ impl VaultSource {
     pub fn build(provider: &str, settings: &VaultSettings, context: Arc<Context>) -> Result<Self, String> {
         let transport = Arc::new(Transport::build(settings)?);
         let method = auth::build(&settings.auth)?;
-        Ok(Self { session: Session::new(provider, transport.clone(), method, context), transport })
+        let session = Session::new(provider, transport.clone(), method, context);
+        Ok(Self { session, transport, freshness: Freshness::default() })
     }
 
-    async fn read(&self, path: &str) -> Result<Fetched, FetchError> {
+    async fn read(&self, ask: Ask<'_>) -> Result<Fetched, FetchError> {
+        let path = ask.path();
+        let (body, token) = self.exchange(ask).await?;
+        let mut fetched = with_wiped_stack(|| answer::parse(&body)).map_err(|problem| {
+            FetchError::new(problem.kind(), format!("{} answered for {path} with {problem}", self.transport.address()))
+        })?;
+        if let Some(Lease::Held { login, .. }) = &mut fetched.lease {
+            *login = token.login;
+        }
+        Ok(fetched)
+    }
+
+    /// One request with a token that lives, and that token.
+    async fn exchange(&self, ask: Ask<'_>) -> Result<(Zeroizing<Vec<u8>>, Arc<Token>), FetchError> {
         let token = self.session.token().await?;
-        let body = match self.transport.read(path, &token.secret).await {
+        match self.transport.ask(ask.again(), &token.secret).await {
             // Either the token is dead, or this path is not for it: only the server knows which.
             Err(error) if error.kind == FailureKind::Denied => {
-                let token = self.session.renew_dead(token, error).await?;
-                self.transport.read(path, &token.secret).await
+                let token = self.session.renew_dead(token, ask.path(), error).await?;
+                self.transport.ask(ask, &token.secret).await.map(|body| (body, token))
             }
-            outcome => outcome,
-        }?;
-        with_wiped_stack(|| answer::parse(&body)).map_err(|problem| {
-            FetchError::new(problem.kind(), format!("{} answered for {path} with {problem}", self.transport.address()))
+            outcome => outcome.map(|body| (body, token)),
+        }
+    }
+
+    async fn renew_lease(&self, lease: &LeaseId, ttl: Duration) -> Result<Duration, FetchError> {
+        let body = json!({ "lease_id": lease.expose(), "increment": ttl.as_secs() }).to_string();
+        let (body, _) = self.exchange(Ask::put("sys/leases/renew", body)).await?;
+        answer::renewed(&body).ok_or_else(|| {
+            let message = format!("{} answered the renewal of a lease with something else", self.transport.address());
+            FetchError::new(FailureKind::ServerError, message)
         })
+    }
+
+    async fn revoke_lease(&self, lease: &LeaseId) -> Result<(), FetchError> {
+        let body = json!({ "lease_id": lease.expose() }).to_string();
+        self.exchange(Ask::put("sys/leases/revoke", body)).await.map(drop)
     }
 }
 
 impl SecretSource for VaultSource {
     fn fetch<'a>(&'a self, path: &'a str) -> BoxFuture<'a, Result<Fetched, FetchError>> {
-        Box::pin(self.read(path))
+        Box::pin(self.read(Ask::get(path)))
+    }
+
+    fn issue<'a>(
+        &'a self,
+        path: &'a str,
+        parameters: &'a BTreeMap<String, String>,
+    ) -> BoxFuture<'a, Result<Fetched, FetchError>> {
+        Box::pin(self.read(Ask::put(path, json!(parameters).to_string())))
+    }
+
+    fn watch<'a>(&'a self, path: &'a str, known: Known<'a>) -> BoxFuture<'a, Result<Sign, FetchError>> {
+        Box::pin(self.freshness.watch(self, path, known))
+    }
+
+    fn renew<'a>(&'a self, lease: &'a LeaseId, ttl: Duration) -> BoxFuture<'a, Result<Duration, FetchError>> {
+        Box::pin(self.renew_lease(lease, ttl))
+    }
+
+    fn revoke<'a>(&'a self, lease: &'a LeaseId) -> BoxFuture<'a, Result<(), FetchError>> {
+        Box::pin(self.revoke_lease(lease))
+    }
+
+    fn superseded(&self, login: u64) -> BoxFuture<'_, Instant> {
+        Box::pin(self.session.superseded(login))
     }
 
     fn probe(&self) -> BoxFuture<'_, Result<(), FetchError>> {

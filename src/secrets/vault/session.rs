@@ -4,10 +4,11 @@
 //! is replaced is wiped when the last request that carries it is done. A token is told dead from a path denied by `lookup-self`, which
 //! the server's default policy allows to every token; where it is not allowed, only the end of its life makes a token dead.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard, Notify};
+use tokio::sync::{Mutex, MutexGuard, Notify, watch};
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -27,6 +28,14 @@ pub(super) struct Session {
     state: Mutex<State>,
     /// Rung after each login, for the renewal to plan anew.
     logged_in: Notify,
+    /// The newest login, and when the tokens of the ones before end (`None`: never). What was leased under a token ends with it.
+    logins: watch::Sender<Logins>,
+}
+
+#[derive(Default)]
+struct Logins {
+    newest: u64,
+    ends: BTreeMap<u64, Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -36,6 +45,8 @@ struct State {
     failures: u32,
     /// The last failed login, and until when it stands for an answer.
     blocked: Option<(FetchError, Instant)>,
+    /// Paths that were refused to a token that was alive: the login, and when.
+    denied: BTreeMap<String, (u64, Instant)>,
     /// A token fresh from a login was refused a lookup of itself: a refusal tells nothing.
     lookup_refused: bool,
 }
@@ -43,7 +54,7 @@ struct State {
 pub(super) struct Token {
     pub secret: Secret,
     /// Which login it came from.
-    login: u64,
+    pub login: u64,
     /// `None`: it does not end.
     ends: Option<Instant>,
     /// What it lived for when it was new.
@@ -53,8 +64,8 @@ pub(super) struct Token {
 
 impl Session {
     pub fn new(provider: &str, transport: Arc<Transport>, method: Box<dyn AuthMethod>, context: Arc<Context>) -> Self {
-        let (state, logged_in) = (Mutex::default(), Notify::new());
-        Self { provider: provider.to_owned(), transport, method, context, state, logged_in }
+        let (state, logged_in, logins) = (Mutex::default(), Notify::new(), watch::Sender::default());
+        Self { provider: provider.to_owned(), transport, method, context, state, logged_in, logins }
     }
 
     /// The token to use now, from a login if need be.
@@ -66,14 +77,19 @@ impl Session {
         }
     }
 
-    /// A token to try once more with after `denied` refused `used`; or that refusal, if the token was not at fault.
-    pub async fn renew_dead(&self, used: Arc<Token>, denied: FetchError) -> Result<Arc<Token>, FetchError> {
+    /// A token to try once more with after `denied` refused `path` to `used`; or that refusal, if the token was not at fault.
+    pub async fn renew_dead(&self, used: Arc<Token>, path: &str, denied: FetchError) -> Result<Arc<Token>, FetchError> {
         let mut state = self.state.lock().await;
         match &state.token {
             Some(current) if current.login != used.login => return Ok(current.clone()),
-            Some(_) if state.lookup_refused || self.is_alive(&used).await? => return Err(denied),
+            Some(_) if state.lookup_refused || state.is_known_denied(path, used.login) => return Err(denied),
+            Some(_) if self.is_alive(&used).await? => {
+                state.note_denied(path, used.login);
+                return Err(denied);
+            }
             _ => {}
         }
+        self.logins.send_modify(|logins| logins.end(used.login, Some(Instant::now())));
         state.token = None;
         let token = self.login(&mut state).await?;
         state.lookup_refused = !self.is_alive(&token).await?;
@@ -105,6 +121,11 @@ impl Session {
                 state.blocked = None;
                 state.lookup_refused = false;
                 let token = Arc::new(Token::new(grant, state.logins));
+                let before = state.token.as_ref().map(|token| (token.login, token.ends));
+                self.logins.send_modify(|logins| {
+                    before.into_iter().for_each(|(login, ends)| logins.end(login, ends));
+                    logins.newest = token.login;
+                });
                 state.token = Some(token.clone());
                 self.logged_in.notify_one();
                 Ok(token)
@@ -118,6 +139,20 @@ impl Session {
                 state.blocked = Some((error.clone(), Instant::now() + backoff_in(state.failures, cap, chance())));
                 Err(error)
             }
+        }
+    }
+
+    /// Completes when there is a newer login than this, with the time when its token ends, and what was leased under it.
+    pub async fn superseded(&self, login: u64) -> Instant {
+        let mut logins = self.logins.subscribe();
+        // The sender is in `self`, so waiting cannot fail.
+        let ends = match logins.wait_for(|logins| logins.newest > login).await {
+            Ok(logins) => logins.ends.get(&login).copied().unwrap_or_else(|| Some(Instant::now())),
+            Err(_) => None,
+        };
+        match ends {
+            Some(ends) => ends,
+            None => std::future::pending().await,
         }
     }
 
@@ -189,6 +224,33 @@ impl Session {
         Ok(Some(Token { ttl: token.ttl, ..Token::new(grant, token.login) }))
     }
 }
+
+impl State {
+    fn is_known_denied(&self, path: &str, login: u64) -> bool {
+        self.denied.get(path).is_some_and(|(under, at)| *under == login && at.elapsed() < LOOK_AGAIN)
+    }
+
+    fn note_denied(&mut self, path: &str, login: u64) {
+        if self.denied.len() >= MOST_DENIED {
+            self.denied.clear();
+        }
+        self.denied.insert(path.to_owned(), (login, Instant::now()));
+    }
+}
+
+impl Logins {
+    fn end(&mut self, login: u64, ends: Option<Instant>) {
+        self.ends.entry(login).or_insert(ends);
+        while self.ends.len() > MOST_LOGINS {
+            self.ends.pop_first();
+        }
+    }
+}
+
+/// For how long a refused path is not taken for the sign of a dead token: other paths and the renewal tell that sooner.
+const LOOK_AGAIN: Duration = Duration::from_secs(300);
+const MOST_DENIED: usize = 256;
+const MOST_LOGINS: usize = 16;
 
 impl Token {
     fn new(grant: Grant, login: u64) -> Self {

@@ -28,6 +28,7 @@ struct Vault {
     answers: Mutex<BTreeMap<String, (u16, String)>>,
     logins: AtomicUsize,
     lookups: AtomicUsize,
+    requests: AtomicUsize,
     connections: AtomicUsize,
     open: AtomicUsize,
     refuse_lookups: Mutex<bool>,
@@ -43,6 +44,7 @@ struct Bench {
 
 impl Vault {
     fn answer(&self, request: &Request<Incoming>) -> (u16, String) {
+        self.requests.fetch_add(1, Ordering::SeqCst);
         let token = request.headers().get("x-vault-token").map(|token| token.to_str().unwrap().to_owned());
         let is_valid = token.is_some_and(|token| self.valid.lock().unwrap().contains(&token));
         let denied = (403, r#"{"errors":["permission denied"]}"#.to_owned());
@@ -121,6 +123,9 @@ async fn serve(listener: TcpListener, vault: Arc<Vault>) {
             let answer = service_fn(|request| {
                 let (status, body) = vault.answer(&request);
                 let mut response = Response::builder().status(status);
+                if status == 429 {
+                    response = response.header("retry-after", "7");
+                }
                 if status == 307 {
                     response = response.header("location", "http://127.0.0.1:9/elsewhere");
                 }
@@ -239,7 +244,6 @@ async fn failures_are_put_into_words() {
         ),
         (503, r#"{"errors":["Vault is sealed"]}"#, FailureKind::Sealed, "is sealed"),
         (503, "<html>bad gateway hunter2</html>", FailureKind::Unreachable, "is not there (status 503)"),
-        (429, "", FailureKind::Throttled, "has had too many requests"),
         (
             500,
             r#"{"errors":["local node not active but active cluster node not found"]}"#,
@@ -295,4 +299,98 @@ fn a_secret_that_refers_to_a_secret_cannot_be_used_to_log_in() {
     let refused =
         VaultSource::build("corp", &VaultSettings { auth, ..settings("http://127.0.0.1:1") }, context(&Arc::default()));
     assert!(refused.map(drop).unwrap_err().starts_with("${secret.other.token} cannot be used"));
+}
+
+fn same(mark: &str) -> Sign {
+    Sign::Same(Some(mark.to_owned()))
+}
+
+fn known(version: &str) -> Known<'_> {
+    Known { version: Some(version), mark: None, since: Instant::now(), every: Duration::from_millis(200) }
+}
+
+#[tokio::test]
+async fn a_server_that_asks_to_wait_is_left_alone() {
+    let bench = Bench::start().await;
+    bench.vault.set("secret/data/a", 200, kv("one"));
+    bench.vault.set("busy", 429, "");
+    bench.source.fetch("secret/data/a").await.unwrap();
+    let error = bench.error("busy").await;
+    assert_eq!((error.kind, error.after), (FailureKind::Throttled, Some(Duration::from_secs(7))));
+    let before = bench.vault.requests.load(Ordering::SeqCst);
+    let held_back = bench.error("secret/data/a").await;
+    assert_eq!(held_back.kind, FailureKind::Throttled);
+    assert!(held_back.after.is_some_and(|after| after > Duration::from_secs(5)), "{held_back:?}");
+    assert_eq!(bench.vault.requests.load(Ordering::SeqCst), before, "nothing was sent");
+}
+
+#[tokio::test]
+async fn a_path_that_stays_denied_costs_one_lookup() {
+    let bench = Bench::start().await;
+    bench.vault.set("secret/data/b", 403, r#"{"errors":["permission denied"]}"#);
+    for _ in 0..5 {
+        assert_eq!(bench.error("secret/data/b").await.kind, FailureKind::Denied);
+    }
+    assert_eq!(bench.vault.lookups.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn one_list_tells_the_versions_of_a_folder_and_a_doubtful_one_is_read() {
+    let bench = Bench::start().await;
+    let list = r#"{"data":{"keys":["a","b","d/"],"key_info":{
+        "a":{"current_version":4,"versions":{"4":{"created_time":"then","deletion_time":"","destroyed":false}}},
+        "b":{"current_version":4,"versions":{"4":{"deletion_time":"2026-01-01T00:00:00Z","destroyed":false}}},"d/":{}}}}"#;
+    bench.vault.set("secret/detailed-metadata/team/", 200, list);
+    let paths =
+        ["secret/data/team/a", "secret/data/team/a", "secret/data/team/a", "secret/data/team/b", "secret/data/team/c"];
+    let signs = futures_util::future::join_all(paths.map(|path| bench.source.watch(path, known("4")))).await;
+    let signs: Vec<Sign> = signs.into_iter().map(Result::unwrap).collect();
+    assert_eq!(signs, [same("then"), same("then"), same("then"), Sign::Read, Sign::Read]);
+    assert_eq!(bench.vault.requests.load(Ordering::SeqCst), 2, "the login and one list for all");
+    let anew = Known { mark: Some("before"), ..known("4") };
+    assert_eq!(
+        bench.source.watch("secret/data/team/a", anew).await.unwrap(),
+        Sign::Read,
+        "a store that was set up anew"
+    );
+    assert_eq!(bench.source.watch("secret/data/team/a", known("3")).await.unwrap(), Sign::Read);
+}
+
+#[tokio::test]
+async fn a_way_that_is_not_open_is_left_for_the_next() {
+    let bench = Bench::start().await;
+    let path = "secret/data/a";
+    bench.vault.set("secret/detailed-metadata/", 405, r#"{"errors":["unsupported operation"]}"#);
+    let metadata = r#"{"data":{"current_version":4,"versions":{"4":{"deletion_time":"","destroyed":false}}}}"#;
+    bench.vault.set("secret/metadata/a", 200, metadata);
+    assert_eq!(bench.source.watch(path, known("4")).await.unwrap(), same(""));
+    bench.vault.set("secret/metadata/a", 403, r#"{"errors":["permission denied"]}"#);
+    assert_eq!(bench.source.watch(path, known("4")).await.unwrap(), Sign::Read);
+    bench.vault.set("secret/subkeys/a", 200, r#"{"data":{"subkeys":{"k":null},"metadata":{"version":4}}}"#);
+    assert_eq!(bench.source.watch(path, known("4")).await.unwrap(), same(""));
+    bench.vault.set("secret/subkeys/a", 405, "");
+    assert_eq!(bench.source.watch(path, known("4")).await.unwrap(), Sign::Read);
+    let before = bench.vault.requests.load(Ordering::SeqCst);
+    assert_eq!(bench.source.watch(path, known("4")).await.unwrap(), Sign::Read);
+    assert_eq!(bench.vault.requests.load(Ordering::SeqCst), before, "only reading is left, which the rotator does");
+}
+
+#[tokio::test]
+async fn a_lease_is_bound_to_its_login_and_a_new_login_says_so() {
+    let bench = Bench::start().await;
+    let creds = r#"{"lease_id":"database/creds/app/1","lease_duration":60,"renewable":true,"data":{"username":"u"}}"#;
+    bench.vault.set("database/creds/app", 200, creds);
+    let Some(Lease::Held { login, id, .. }) = bench.source.fetch("database/creds/app").await.unwrap().lease else {
+        panic!("no lease")
+    };
+    bench.vault.set("sys/leases/renew", 200, r#"{"lease_id":"database/creds/app/1","lease_duration":42}"#);
+    bench.vault.set("sys/leases/revoke", 204, "");
+    assert_eq!(bench.source.renew(&id, Duration::from_secs(60)).await.unwrap(), Duration::from_secs(42));
+    bench.source.revoke(&id).await.unwrap();
+    let ended = bench.source.superseded(login);
+    bench.vault.valid.lock().unwrap().clear();
+    bench.source.fetch("database/creds/app").await.unwrap();
+    let ends = tokio::time::timeout(Duration::from_secs(5), ended).await.unwrap();
+    assert!(ends <= Instant::now(), "the token is dead, and the lease with it");
+    assert!(!format!("{id:?}").contains("app"));
 }

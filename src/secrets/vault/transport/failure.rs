@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::io;
+use std::time::Duration;
 
 use http::HeaderValue;
 use serde::Deserialize;
@@ -100,8 +101,8 @@ impl Transport {
                 (FailureKind::Standby, format!("the server at {server} {words}"))
             }
             429 => {
-                let wait = retry_after.and_then(|wait| wait.to_str().ok()).and_then(|wait| wait.parse::<u32>().ok());
-                let wait = wait.map(|wait| format!(" (it asks to wait {wait} s)")).unwrap_or_default();
+                let wait = asked_wait(retry_after);
+                let wait = wait.map(|wait| format!(" (it asks to wait {} s)", wait.as_secs())).unwrap_or_default();
                 (FailureKind::Throttled, format!("the server at {server} has had too many requests{wait}"))
             }
             500 if errors.iter().any(|error| error.contains("active")) => {
@@ -124,7 +125,13 @@ impl Transport {
                 format!("the server at {server} failed at {what} with status {status}{said}"),
             ),
         };
-        FetchError::new(kind, message)
+        let after = match status {
+            429 => asked_wait(retry_after),
+            // Somebody answered in its place.
+            502..=504 => Some(asked_wait(retry_after).unwrap_or(ANSWERS)),
+            _ => None,
+        };
+        FetchError::new(kind, message).after(after)
     }
 
     /// No answer at all.
@@ -146,13 +153,21 @@ impl Transport {
         } else {
             format!("no answer from the server at {server}: {}", innermost(error))
         };
-        FetchError::new(FailureKind::Unreachable, message)
+        // One that took the request and did not answer is not asked again at once.
+        let hangs = error.is_timeout() && !error.is_connect();
+        FetchError::new(FailureKind::Unreachable, message).after(hangs.then_some(ANSWERS))
     }
 
     fn malformed(&self, request: Request<'_>) -> FetchError {
         let message = format!("the server at {} answered {} with something unexpected", self.address, request.what());
         FetchError::new(FailureKind::Malformed, message)
     }
+}
+
+/// How long the server asks to be left alone, in seconds (RFC 9110, 10.2.3), at most five minutes.
+pub(super) fn asked_wait(retry_after: Option<&HeaderValue>) -> Option<Duration> {
+    let seconds = retry_after?.to_str().ok()?.trim().parse::<u64>().ok()?;
+    Some(Duration::from_secs(seconds).min(LONGEST_WAIT))
 }
 
 fn tls_words(error: &rustls::Error) -> String {
@@ -196,3 +211,7 @@ fn in_quotes(errors: &[String]) -> String {
 fn shortened(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").chars().filter(|c| !c.is_control()).take(200).collect()
 }
+
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// For a server that is out, but there.
+const ANSWERS: Duration = Duration::from_secs(1);

@@ -43,6 +43,37 @@ pub(super) struct Transport {
     client: Mutex<Option<(reqwest::Client, Instant)>>,
     /// Bounds the requests under way, and so the connections.
     permits: Semaphore,
+    throttled: Mutex<Option<Instant>>,
+}
+
+/// What is asked for: a method, an API path without `/v1/`, and perhaps a body of JSON, which holds no secret.
+pub(super) struct Ask<'a> {
+    method: Method,
+    path: &'a str,
+    body: Option<String>,
+}
+
+impl<'a> Ask<'a> {
+    pub fn get(path: &'a str) -> Self {
+        Self { method: Method::GET, path, body: None }
+    }
+
+    pub fn list(path: &'a str) -> Self {
+        // Letters alone always make a method.
+        Self { method: Method::from_bytes(b"LIST").unwrap_or(Method::GET), path, body: None }
+    }
+
+    pub fn put(path: &'a str, body: String) -> Self {
+        Self { method: Method::PUT, path, body: Some(body) }
+    }
+
+    pub fn path(&self) -> &'a str {
+        self.path
+    }
+
+    pub fn again(&self) -> Self {
+        Self { method: self.method.clone(), path: self.path, body: self.body.clone() }
+    }
 }
 
 impl Transport {
@@ -60,6 +91,7 @@ impl Transport {
             trust,
             client: Mutex::new(None),
             permits: Semaphore::new(REQUESTS_AT_ONCE),
+            throttled: Mutex::new(None),
         };
         transport.new_client().map_err(|reason| format!("setting up the HTTP client: {reason}"))?;
         Ok(transport)
@@ -87,29 +119,36 @@ impl Transport {
         }
     }
 
-    /// `GET /v1/PATH` with the token; the body, if the server answered with success.
-    pub async fn read(&self, path: &str, token: &Secret) -> Result<Zeroizing<Vec<u8>>, FetchError> {
-        self.ask(Request::Read(path), Method::GET, path, token).await
+    /// One request with the token; the body, if the server answered with success.
+    pub async fn ask(&self, ask: Ask<'_>, token: &Secret) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+        self.send(Request::Read(ask.path), ask, token).await
     }
 
     /// Gives a wrapping token for what is wrapped in it, which works once (developer.hashicorp.com/vault/docs/concepts/response-wrapping).
     pub async fn unwrap(&self, what: &'static str, token: &Secret) -> Result<Zeroizing<Vec<u8>>, FetchError> {
-        self.ask(Request::Login(what), Method::POST, "sys/wrapping/unwrap", token).await
+        let ask = Ask { method: Method::POST, path: "sys/wrapping/unwrap", body: None };
+        self.send(Request::Login(what), ask, token).await
     }
 
-    async fn ask(
-        &self,
-        request: Request<'_>,
-        method: Method,
-        path: &str,
-        token: &Secret,
-    ) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+    async fn send(&self, request: Request<'_>, ask: Ask<'_>, token: &Secret) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+        let path = ask.path;
+        self.not_throttled()?;
         let mut header = HeaderValue::from_bytes(token.expose()).map_err(|_| {
             FetchError::new(FailureKind::Login, "the token has characters that a header must not have".to_owned())
         })?;
         header.set_sensitive(true);
         let _permit = self.permit().await;
-        let mut asked = self.client(path)?.request(method, self.url(path)?).header("X-Vault-Token", header);
+        let mut url = self.url(path)?;
+        // Without the slash at the end the server answers with a redirect.
+        if ask.method.as_str() == "LIST"
+            && let Ok(mut segments) = url.path_segments_mut()
+        {
+            segments.push("");
+        }
+        let mut asked = self.client(path)?.request(ask.method, url).header("X-Vault-Token", header);
+        if let Some(body) = ask.body {
+            asked = asked.header(http::header::CONTENT_TYPE, "application/json").body(body);
+        }
         if let Some(namespace) = &self.namespace {
             asked = asked.header("X-Vault-Namespace", namespace);
         }
@@ -118,10 +157,31 @@ impl Transport {
         let status = response.status().as_u16();
         let retry_after = response.headers().get(http::header::RETRY_AFTER).cloned();
         let body = self.body(request, path, &mut response).await?;
-        if status == 200 {
+        // The connection goes back to the pool before the next request may look for one there.
+        tokio::task::yield_now().await;
+        if status == 200 || status == 204 {
             return Ok(body);
         }
+        if status == 429 {
+            self.throttle(retry_after.as_ref());
+        }
         Err(self.status_failure(request, status, &failure::errors_in(&body), retry_after.as_ref()))
+    }
+
+    /// After an answer that asked to wait nothing is sent until then.
+    fn not_throttled(&self) -> Result<(), FetchError> {
+        let until = *self.throttled.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = until.map(|until| until.saturating_duration_since(Instant::now())).unwrap_or_default();
+        if left.is_zero() {
+            return Ok(());
+        }
+        let message = format!("the server at {} has had too many requests and asked to wait", self.address);
+        Err(FetchError::new(FailureKind::Throttled, message).after(Some(left)))
+    }
+
+    fn throttle(&self, retry_after: Option<&HeaderValue>) {
+        let until = failure::asked_wait(retry_after).map(|wait| Instant::now() + wait);
+        *self.throttled.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
 
     /// Asks the one endpoint that needs no token whether the server is there and unsealed; a standby will do.
