@@ -6,7 +6,7 @@
 //! | `GET /readyz` | 200 or 503 with reasons, as text or JSON (`?format=json`, `Accept: application/json`) |
 //! | `GET /metrics` | Prometheus text 0.0.4 |
 //! | `GET /v1/status` | JSON: the process, conditions, and each report under its section |
-//! | `POST /v1/reload` | JSON: the outcome; 422 when rejected |
+//! | `POST /v1/reload` | JSON: the outcome; 422 when rejected; 503 when too many wait |
 //!
 //! A request's body is never read. Everything that is not a success and not readiness is `{"error": "..."}`.
 
@@ -174,8 +174,11 @@ fn status(surface: &Surface) -> Value {
 /// The reload runs in the server's own task, so that a client that goes away does not stop it half-way.
 async fn reload(shared: &Shared) -> Answer {
     let (reply, outcome) = oneshot::channel();
-    if shared.reloads.try_send(reply).is_err() {
-        return error(StatusCode::SERVICE_UNAVAILABLE, "too many reloads wait already");
+    let turn = shared.reload_turns.clone().try_acquire_owned();
+    if !turn.is_ok_and(|turn| shared.reloads.try_send((reply, turn)).is_ok()) {
+        let mut answer = error(StatusCode::SERVICE_UNAVAILABLE, "too many reloads wait already: nothing was done");
+        answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        return answer;
     }
     match timeout(WAIT_FOR_RELOAD, outcome).await {
         Ok(Ok(outcome)) => {

@@ -56,9 +56,13 @@ pub fn reload(sources: &Sources, args: &ReloadArgs) -> ExitCode {
             match answer["outcome"].as_str() {
                 Some("applied") => say(&format!("applied: {}", words(&answer["changed"]).join(", "))),
                 Some("unchanged") => say("unchanged"),
-                _ => {
+                Some("rejected") => {
                     complain("mcpeg: rejected; the old configuration goes on:");
                     words(&answer["problems"]).iter().for_each(|problem| complain(&format!("  {problem}")));
+                }
+                _ => {
+                    let reason = answer["error"].as_str().unwrap_or("the answer does not say why");
+                    complain(&format!("mcpeg: no outcome: {reason} (status {status})"));
                 }
             }
         }
