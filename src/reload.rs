@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use notify::{RecursiveMode, Watcher};
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Meter};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
@@ -46,11 +48,14 @@ pub struct Reloader {
     /// Held for a whole reload.
     turn: tokio::sync::Mutex<()>,
     last: Mutex<Option<ReloadOutcome>>,
+    count: Counter<u64>,
 }
 
 impl Reloader {
     pub fn new(config: Config, sources: Sources, domains: Domains, audit: Arc<dyn AuditLog>) -> Arc<Self> {
+        let count = reload_counter(&domains.telemetry.meter());
         Arc::new(Self {
+            count,
             sources,
             domains,
             admin: OnceLock::new(),
@@ -76,6 +81,7 @@ impl Reloader {
     pub async fn reload_now(&self, cause: &'static str) -> ReloadOutcome {
         let _turn = self.turn.lock().await;
         let outcome = self.attempt().await;
+        self.count.add(1, &[KeyValue::new("outcome", outcome.as_str())]);
         self.say(&outcome, cause);
         *lock(&self.last) = Some(outcome.clone());
         outcome
@@ -296,6 +302,14 @@ fn named<T: PartialEq>(prefix: &str, old: &BTreeMap<String, T>, new: &BTreeMap<S
     let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let differ = names.into_iter().filter(|name| old.get(*name) != new.get(*name));
     changed.extend(differ.map(|name| format!("{prefix}.{name}")));
+}
+
+fn reload_counter(meter: &Meter) -> Counter<u64> {
+    meter
+        .u64_counter("mcpeg.config.reloads")
+        .with_description("Reloads of the configuration by their outcome")
+        .with_unit("{reload}")
+        .build()
 }
 
 fn rejected(problems: Vec<String>) -> ReloadOutcome {
