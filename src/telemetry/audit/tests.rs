@@ -106,7 +106,7 @@ fn it_says_beforehand_that_it_would_refuse_and_tries_by_itself() {
     // The disk has room again, and nobody keeps the file.
     trail.lock().file = Some(Arc::new(AuditFile::open(&path).unwrap()));
     assert!(trail.ready().is_err(), "it was tried a moment ago");
-    std::thread::sleep(TRY_EVERY);
+    trail.lock().failing.as_mut().unwrap().tried -= TRY_EVERY;
     trail.ready().unwrap();
     trail.record(&event()).unwrap();
     assert_eq!(numbers(&path), [("audit.resumed".to_owned(), 2), ("secret.rotated".to_owned(), 3)]);
