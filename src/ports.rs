@@ -84,9 +84,14 @@ pub enum RefreshError {
     Late { seconds: u64 },
 }
 
-/// Takes audit events. When it returns `Ok` the event is in the audit file (if one is configured) and queued for export.
+/// Takes audit events.
 pub trait AuditLog: Send + Sync {
+    /// When it returns `Ok` the event is in the audit file (if one is configured) and queued for export.
     fn record(&self, event: AuditEvent) -> Result<(), AuditRefused>;
+
+    /// Whether events can be recorded, asked before something is done that could not be undone if its event were refused. Cheap enough
+    /// for every request.
+    fn ready(&self) -> Result<(), AuditRefused>;
 }
 
 /// The event could not be written and `audit.required` is set: the caller must refuse what the event is about.

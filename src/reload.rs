@@ -13,6 +13,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Meter};
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, error, info, warn};
@@ -50,11 +52,14 @@ pub struct Reloader {
     last: Mutex<Option<ReloadOutcome>>,
     /// The files whose change may change the outcome of the next reload.
     followed: Mutex<Vec<PathBuf>>,
+    count: Counter<u64>,
 }
 
 impl Reloader {
     pub fn new(config: Config, sources: Sources, domains: Domains, audit: Arc<dyn AuditLog>) -> Arc<Self> {
+        let count = reload_counter(&domains.telemetry.meter());
         Arc::new(Self {
+            count,
             sources,
             domains,
             admin: OnceLock::new(),
@@ -81,6 +86,7 @@ impl Reloader {
     pub async fn reload_now(&self, cause: &'static str) -> ReloadOutcome {
         let _turn = self.turn.lock().await;
         let outcome = self.attempt().await;
+        self.count.add(1, &[KeyValue::new("outcome", outcome.as_str())]);
         let before = lock(&self.last).replace(outcome.clone());
         // A file that came to be followed is looked at once more: the same rejection is no news then.
         if cause != FILE || before.as_ref() != Some(&outcome) || matches!(outcome, ReloadOutcome::Applied { .. }) {
@@ -296,6 +302,14 @@ fn named<T: PartialEq>(prefix: &str, old: &BTreeMap<String, T>, new: &BTreeMap<S
     let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let differ = names.into_iter().filter(|name| old.get(*name) != new.get(*name));
     changed.extend(differ.map(|name| format!("{prefix}.{name}")));
+}
+
+fn reload_counter(meter: &Meter) -> Counter<u64> {
+    meter
+        .u64_counter("mcpeg.config.reloads")
+        .with_description("Reloads of the configuration by their outcome")
+        .with_unit("{reload}")
+        .build()
 }
 
 fn rejected(problems: Vec<String>) -> ReloadOutcome {

@@ -75,9 +75,8 @@ async fn userpass_logs_in_again_with_the_password_that_the_file_holds_by_then() 
     assert_eq!(logins[0]["attributes"]["mcpeg.secret.auth_method"], "userpass");
     assert!(!sidecar.stderr().contains("-password") && !sidecar.folder.read("audit.log").contains("-password"));
     tokio::time::sleep(Duration::from_secs(1)).await;
-    if let Some(found) = memory::find(sidecar.pid(), "first-password") {
-        assert!(found.is_empty(), "{} copies of the old password: {found:#?}", found.len());
-    }
+    let found = memory::find(sidecar.pid(), "first-password");
+    assert!(found.is_empty(), "{} copies of the old password: {found:#?}", found.len());
 }
 
 /// Signs as ES256 (RFC 7518, section 3.4).
@@ -131,9 +130,8 @@ async fn a_jwt_of_the_issuer_that_the_server_trusts_is_exchanged_and_no_other() 
     sidecar.folder.write("jwt", &token);
     rendered(&sidecar, "one").await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    if let Some(found) = memory::find(sidecar.pid(), token.rsplit('.').next().unwrap()) {
-        assert!(found.is_empty(), "{} copies of the JWT: {found:#?}", found.len());
-    }
+    let found = memory::find(sidecar.pid(), token.rsplit('.').next().unwrap());
+    assert!(found.is_empty(), "{} copies of the JWT: {found:#?}", found.len());
 }
 
 /// Stands in for a cluster's API: it reviews tokens, as the kind `TokenReview` of `authentication.k8s.io/v1` has it.
@@ -209,9 +207,8 @@ async fn a_wrapped_secret_id_is_unwrapped_once_and_a_second_time_says_so() {
     rendered(&sidecar, "two").await;
     assert!(sidecar.folder.audit("provider.login").len() >= 2);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    if let Some(found) = memory::find(sidecar.pid(), &wrapping) {
-        assert!(found.is_empty(), "{} copies of the wrapping token: {found:#?}", found.len());
-    }
+    let found = memory::find(sidecar.pid(), &wrapping);
+    assert!(found.is_empty(), "{} copies of the wrapping token: {found:#?}", found.len());
 
     // Another process with the same token comes too late, until it is given one of its own.
     let second = folder(&provider);
@@ -314,9 +311,8 @@ async fn a_certificate_logs_in_and_its_files_are_followed_while_it_runs() {
     sidecar.folder.write("key.pem", &key);
     sidecar.says("provider/corp", &["ok"]).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    if let Some(found) = memory::find(sidecar.pid(), old_key.lines().nth(1).unwrap()) {
-        assert!(found.is_empty(), "{} copies of the old key: {found:#?}", found.len());
-    }
+    let found = memory::find(sidecar.pid(), old_key.lines().nth(1).unwrap());
+    assert!(found.is_empty(), "{} copies of the old key: {found:#?}", found.len());
 
     // Now only the new one may log in.
     admit(&bao, authority, "agent-two");
@@ -386,9 +382,8 @@ async fn the_request_to_sts_is_signed_by_the_rules_of_aws() {
     verify(&second, &keys);
     tokio::time::sleep(Duration::from_secs(1)).await;
     for key in &keys[1..] {
-        if let Some(found) = memory::find(sidecar.pid(), key) {
-            assert!(found.is_empty(), "{} copies of a key of AWS: {found:#?}", found.len());
-        }
+        let found = memory::find(sidecar.pid(), key);
+        assert!(found.is_empty(), "{} copies of a key of AWS: {found:#?}", found.len());
     }
 }
 

@@ -152,17 +152,14 @@ async fn the_current_value_is_in_locked_pages_alone() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     for kind in ["http", "tls", "file"] {
         assert!(sidecar.folder.read("app.conf").len() > 100);
-        let Some(found) = memory::find(sidecar.pid(), &value(kind)) else {
-            eprintln!("SKIPPED: the memory may not be read by this user");
-            return;
-        };
+        let found = memory::find(sidecar.pid(), &value(kind));
         assert!(found.is_empty(), "{kind}: {} copies: {found:#?}", found.len());
     }
     let mut client = Client::initialized(&sidecar.service_socket("weather")).await;
     client.call("whoami", json!({})).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     // What an open HTTP/1 connection to an upstream keeps of its last requests; docs/SECURITY.md names the bound.
-    let kept = memory::find(sidecar.pid(), header).unwrap().len();
+    let kept = memory::find(sidecar.pid(), header).len();
     eprintln!("copies of a header's value beside the locked pages: {kept}");
     assert!(kept <= 4, "{kept} copies for one session");
 }

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::bao::{Bao, ROOT_TOKEN, TlsBao};
+use crate::support::eventually;
 use crate::support::mcp::Client;
+use crate::support::memory;
 use crate::support::sidecar::{Folder, Sidecar};
 use crate::support::upstream::HttpServer;
-use crate::support::{eventually, memory};
 
 const REFRESH: Duration = Duration::from_secs(1);
 
@@ -21,6 +22,7 @@ fn value(number: u32) -> String {
 fn folder(bao: &Bao, upstream: &str) -> Folder {
     let main = format!(
         r#"version: "1.0"
+metadata: {{ name: rotated }}
 secrets:
   providers:
     corp: {{ type: vault, address: "{}", auth: {{ method: token, token_file: token }} }}
@@ -83,24 +85,18 @@ async fn a_rotation_reaches_file_header_and_child_and_leaves_nothing_behind() {
 
     tokio::time::sleep_until((Instant::now() + Duration::from_secs(1)).into()).await;
     for old in [value(1), "key-00000001-abcdefghijklmnop".to_owned()] {
-        match memory::find(sidecar.pid(), &old) {
-            Some(found) => assert!(found.is_empty(), "{} copies of the old value: {found:#?}", found.len()),
-            None => eprintln!("the memory may not be read by this user: refused, as it should be"),
-        }
+        let found = memory::find(sidecar.pid(), &old);
+        assert!(found.is_empty(), "{} copies of the old value: {found:#?}", found.len());
     }
     for line in http.received.iter().chain(&child.received) {
-        assert!(!line.contains("0000000"), "the agent was sent {line}");
+        assert!(!shows_a_value(line), "the agent was sent {line}");
     }
     let rotated = sidecar.folder.audit("secret.rotated");
     assert_eq!(rotated.len(), 1, "{rotated:?}");
     assert_eq!(rotated[0]["attributes"]["mcpeg.secret.item"], "weather");
-    let (audit, log) = (sidecar.folder.read("audit.log"), sidecar.stderr());
-    assert!(
-        !audit.contains("00000001")
-            && !log.contains("00000001")
-            && !audit.contains("00000002")
-            && !log.contains("00000002")
-    );
+    for written in [sidecar.folder.read("audit.log"), sidecar.stderr()] {
+        assert!(!written.is_empty() && !shows_a_value(&written), "{written}");
+    }
     assert!(sidecar.stop().await.success());
 }
 
@@ -214,7 +210,7 @@ async fn over_tls_it_trusts_the_ca_file_and_nobody_else_and_leaves_nothing_behin
     bao.put("app", "token", &value(1));
     let main = |tls: &str| {
         format!(
-            "version: \"1.0\"\nsecrets:\n  providers:\n    corp: {{ type: vault, address: \"{}\", auth: {{ method: token, token_file: token }}, tls: {tls} }}\n  \
+            "version: \"1.0\"\nmetadata: {{ name: rotated }}\nsecrets:\n  providers:\n    corp: {{ type: vault, address: \"{}\", auth: {{ method: token, token_file: token }}, tls: {tls} }}\n  \
              items:\n    app: {{ provider: corp, path: secret/data/app, refresh: 500ms }}\ntemplates:\n  - {{ source: app.j2, destination: app.conf }}\n",
             bao.address()
         )
@@ -229,9 +225,8 @@ async fn over_tls_it_trusts_the_ca_file_and_nobody_else_and_leaves_nothing_behin
     })
     .await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    if let Some(found) = memory::find(sidecar.pid(), &value(1)) {
-        assert!(found.is_empty(), "{} copies of the old value: {found:#?}", found.len());
-    }
+    let found = memory::find(sidecar.pid(), &value(1));
+    assert!(found.is_empty(), "{} copies of the old value: {found:#?}", found.len());
 
     let folder =
         Folder::new(&[("mcpeg.yaml", &main("{}")), ("token", ROOT_TOKEN), ("app.j2", "{{ secret.app.token }}")]);
@@ -242,6 +237,11 @@ async fn over_tls_it_trusts_the_ca_file_and_nobody_else_and_leaves_nothing_behin
     .await;
     stranger.says("provider/corp", &["certificate"]).await;
     assert!(!stranger.folder.path("app.conf").exists());
+}
+
+/// Any part of a secret that is not a number alone: durations and trace ids hold any of those.
+fn shows_a_value(text: &str) -> bool {
+    ["en/0000", "key-0000", "0123456789-abc", "abcdefghijklmnop"].iter().any(|part| text.contains(part))
 }
 
 async fn who(client: &mut Client) -> Value {

@@ -3,11 +3,13 @@
 //! Owns a Unix socket and, if configured, a loopback TCP port. Knows what the others do only through ports. It stops in the telemetry
 //! stage, so that `status` can still be asked while requests in flight are answered and secrets are let go.
 //!
-//! `bind` owns the sockets, `access` says who may ask, `server` accepts, `routes` answers, `client` asks (for `mcpeg status`).
+//! `bind` owns the sockets, `access` says who may ask, `server` accepts, `connections` bounds, `routes` answers, `client` asks (for
+//! `mcpeg status`).
 
 mod access;
 mod bind;
 pub mod client;
+mod connections;
 mod metrics;
 mod routes;
 mod server;
@@ -19,7 +21,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use opentelemetry::metrics::Meter;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::error;
 
 use crate::lifecycle::{Part, Readiness, ReadyState, Stage};
@@ -28,7 +30,7 @@ use crate::ports::{MetricsText, Reload, SecretControl, SecretReader, StatusRepor
 
 use bind::Listeners;
 use metrics::AdminMetrics;
-use server::{MAX_WAITING_RELOADS, Server, Shared};
+use server::{MAX_RELOADS, Server, Shared};
 use settings::AdminSettings;
 
 /// What the sockets show and do.
@@ -59,12 +61,13 @@ pub enum AdminError {
 /// Binds the sockets. They answer once the part runs.
 pub fn build(settings: AdminSettings, surface: Surface, meter: Meter) -> Result<(AdminHandle, Vec<Part>), AdminError> {
     let listeners = Listeners::bind(&settings, &Listeners::default())?;
-    let (reloads, asked) = mpsc::channel(MAX_WAITING_RELOADS);
+    let (reloads, asked) = mpsc::channel(MAX_RELOADS);
     let shared = Arc::new(Shared {
         surface,
         listeners: watch::Sender::new(listeners),
         metrics: AdminMetrics::new(&meter),
         reloads,
+        reload_turns: Arc::new(Semaphore::new(MAX_RELOADS)),
     });
     let server = Server::new(shared.clone(), asked);
     let part = Part::new("admin", Stage::Telemetry, Readiness::immediate(), move |shutdown| server.run(shutdown));

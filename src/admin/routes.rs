@@ -8,7 +8,7 @@
 //! | `GET /v1/status` | JSON: the process, conditions, and each report under its section |
 //! | `GET /v1/secrets` | JSON: `secrets`, a list of names, versions, ages and the time to the next question; never a value |
 //! | `POST /v1/secrets/ITEM/refresh` | JSON: the version after a fetch; 404, 429 (asked a moment ago), 502 (it failed) or 504 |
-//! | `POST /v1/reload` | JSON: the outcome; 422 when rejected |
+//! | `POST /v1/reload` | JSON: the outcome; 422 when rejected; 503 when too many wait |
 //!
 //! A request's body is never read. Everything that is not a success and not readiness is `{"error": "..."}`.
 
@@ -185,8 +185,11 @@ fn status(surface: &Surface) -> Value {
 /// The reload runs in the server's own task, so that a client that goes away does not stop it half-way.
 async fn reload(shared: &Shared) -> Answer {
     let (reply, outcome) = oneshot::channel();
-    if shared.reloads.try_send(reply).is_err() {
-        return error(StatusCode::SERVICE_UNAVAILABLE, "too many reloads wait already");
+    let turn = shared.reload_turns.clone().try_acquire_owned();
+    if !turn.is_ok_and(|turn| shared.reloads.try_send((reply, turn)).is_ok()) {
+        let mut answer = error(StatusCode::SERVICE_UNAVAILABLE, "too many reloads wait already: nothing was done");
+        answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        return answer;
     }
     match timeout(WAIT_FOR_RELOAD, outcome).await {
         Ok(Ok(outcome)) => {

@@ -1,7 +1,8 @@
 //! The server behind the admin sockets: accepts, bounds, hands each request to `routes`, and runs reloads.
 //!
-//! Each socket has its own limit of connections, so that one cannot starve the other. A connection over TCP ends after one request,
-//! because its buffers have held the token. A panic in one request is a 500 and a line in the log; the server goes on.
+//! Each socket has its own limit of connections, so that one cannot starve the other, and idle ones give way to new ones. A connection
+//! over TCP ends after one request, because its buffers have held the token. A panic in one request is a 500 and a line in the log; the
+//! server goes on.
 
 use std::convert::Infallible;
 use std::io;
@@ -27,6 +28,7 @@ use crate::lifecycle::{PartError, Shutdown};
 use crate::ports::ReloadOutcome;
 
 use super::bind::Listeners;
+use super::connections::{Connections, Place};
 use super::metrics::AdminMetrics;
 use super::routes::{self, Answer, Route};
 use super::{Surface, access};
@@ -43,15 +45,20 @@ pub struct Shared {
     pub surface: Surface,
     pub listeners: watch::Sender<Listeners>,
     pub metrics: AdminMetrics,
-    /// Reloads that were asked for; each gets its outcome back.
-    pub reloads: mpsc::Sender<oneshot::Sender<ReloadOutcome>>,
+    /// Reloads that were asked for.
+    pub reloads: mpsc::Sender<ReloadRequest>,
+    /// One for each reload that runs or waits for its turn.
+    pub reload_turns: Arc<Semaphore>,
 }
+
+/// Where the outcome goes, and the turn, which is kept until there is one.
+pub type ReloadRequest = (oneshot::Sender<ReloadOutcome>, OwnedSemaphorePermit);
 
 pub struct Server {
     shared: Arc<Shared>,
-    reloads: mpsc::Receiver<oneshot::Sender<ReloadOutcome>>,
-    unix_limit: Arc<Semaphore>,
-    tcp_limit: Arc<Semaphore>,
+    reloads: mpsc::Receiver<ReloadRequest>,
+    unix: Arc<Connections>,
+    tcp: Arc<Connections>,
     tasks: JoinSet<()>,
 }
 
@@ -62,14 +69,14 @@ struct Accepting {
 }
 
 enum Accepted {
-    Unix(UnixStream, OwnedSemaphorePermit),
-    Tcp(TcpStream, OwnedSemaphorePermit),
+    Unix(UnixStream),
+    Tcp(TcpStream),
 }
 
 impl Server {
-    pub fn new(shared: Arc<Shared>, reloads: mpsc::Receiver<oneshot::Sender<ReloadOutcome>>) -> Self {
-        let limit = || Arc::new(Semaphore::new(MAX_CONNECTIONS_EACH));
-        Self { shared, reloads, unix_limit: limit(), tcp_limit: limit(), tasks: JoinSet::new() }
+    pub fn new(shared: Arc<Shared>, reloads: mpsc::Receiver<ReloadRequest>) -> Self {
+        let connections = || Connections::new(MAX_CONNECTIONS_EACH);
+        Self { shared, reloads, unix: connections(), tcp: connections(), tasks: JoinSet::new() }
     }
 
     pub async fn run(mut self, mut shutdown: Shutdown) -> Result<(), PartError> {
@@ -77,13 +84,13 @@ impl Server {
         let mut accepting = Accepting::of(&changes.borrow_and_update())?;
         loop {
             tokio::select! {
-                accepted = accepting.next(&self.unix_limit, &self.tcp_limit) => self.take(accepted, &shutdown).await,
+                accepted = accepting.next() => self.take(accepted, &shutdown).await,
                 // The sender lives in `shared`.
                 _ = changes.changed() => match Accepting::of(&changes.borrow_and_update()) {
                     Ok(new) => accepting = new,
                     Err(error) => error!(%error, "the new admin sockets cannot be used, the old ones stay"),
                 },
-                Some(reply) = self.reloads.recv() => self.reload(reply),
+                Some(request) = self.reloads.recv() => self.reload(request),
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => report(ended),
                 () = shutdown.requested() => break,
             }
@@ -98,22 +105,14 @@ impl Server {
 
     async fn take(&mut self, accepted: io::Result<Accepted>, shutdown: &Shutdown) {
         match accepted {
-            Ok(Accepted::Unix(stream, permit)) => {
+            Ok(Accepted::Unix(stream)) => {
                 if access::peer_may_ask(&stream) {
-                    self.tasks.spawn(serve(
-                        TokioIo::new(stream),
-                        Door::Unix,
-                        permit,
-                        self.shared.clone(),
-                        shutdown.clone(),
-                    ));
+                    self.admit(TokioIo::new(stream), Door::Unix, shutdown);
                 } else {
                     warn!("a process of another user was turned away from the admin socket");
                 }
             }
-            Ok(Accepted::Tcp(stream, permit)) => {
-                self.tasks.spawn(serve(TokioIo::new(stream), Door::Tcp, permit, self.shared.clone(), shutdown.clone()));
-            }
+            Ok(Accepted::Tcp(stream)) => self.admit(TokioIo::new(stream), Door::Tcp, shutdown),
             Err(error) => {
                 warn!(%error, "accepting an admin connection failed");
                 sleep(AFTER_FAILED_ACCEPT).await;
@@ -121,9 +120,26 @@ impl Server {
         }
     }
 
-    fn reload(&mut self, reply: oneshot::Sender<ReloadOutcome>) {
+    fn admit<I>(&mut self, io: I, door: Door, shutdown: &Shutdown)
+    where
+        I: Read + Write + Unpin + Send + 'static,
+    {
+        let connections = match door {
+            Door::Unix => &self.unix,
+            Door::Tcp => &self.tcp,
+        };
+        match connections.admit() {
+            Some(place) => {
+                self.tasks.spawn(serve(io, door, place, self.shared.clone(), shutdown.clone()));
+            }
+            None => warn!(?door, "an admin connection was turned away: all the others are being answered"),
+        }
+    }
+
+    fn reload(&mut self, (reply, turn): ReloadRequest) {
         let shared = self.shared.clone();
         self.tasks.spawn(async move {
+            let _turn = turn;
             let outcome = shared.surface.reload.reload().await;
             // The client may have gone; the outcome is in the log as well.
             let _ = reply.send(outcome);
@@ -139,16 +155,14 @@ impl Accepting {
         })
     }
 
-    async fn next(&self, unix_limit: &Arc<Semaphore>, tcp_limit: &Arc<Semaphore>) -> io::Result<Accepted> {
+    async fn next(&self) -> io::Result<Accepted> {
         let unix = async {
             let Some(listener) = &self.unix else { return std::future::pending().await };
-            let permit = unix_limit.clone().acquire_owned().await.map_err(io::Error::other)?;
-            Ok(Accepted::Unix(listener.accept().await?.0, permit))
+            Ok(Accepted::Unix(listener.accept().await?.0))
         };
         let tcp = async {
             let Some(listener) = &self.tcp else { return std::future::pending().await };
-            let permit = tcp_limit.clone().acquire_owned().await.map_err(io::Error::other)?;
-            Ok(Accepted::Tcp(listener.accept().await?.0, permit))
+            Ok(Accepted::Tcp(listener.accept().await?.0))
         };
         tokio::select! {
             accepted = unix => accepted,
@@ -157,14 +171,28 @@ impl Accepting {
     }
 }
 
-/// Serves one connection to its end. The permit is held as long.
-async fn serve<I>(io: I, door: Door, permit: OwnedSemaphorePermit, shared: Arc<Shared>, mut shutdown: Shutdown)
+/// Serves one connection to its end, or until its place is wanted and it does nothing with it.
+async fn serve<I>(io: I, door: Door, place: Place, shared: Arc<Shared>, shutdown: Shutdown)
+where
+    I: Read + Write + Unpin + Send,
+{
+    tokio::select! {
+        () = converse(io, door, &place, &shared, shutdown) => {}
+        () = place.cut() => debug!(?door, "an idle admin connection made room for a new one"),
+    }
+}
+
+async fn converse<I>(io: I, door: Door, place: &Place, shared: &Arc<Shared>, mut shutdown: Shutdown)
 where
     I: Read + Write + Unpin + Send,
 {
     let service = service_fn(|request: Request<Incoming>| {
-        let shared = shared.clone();
-        async move { Ok::<_, Infallible>(respond(&shared, door, request).await) }
+        let working = place.work();
+        async move {
+            let answer = respond(shared, door, request).await;
+            drop(working);
+            Ok::<_, Infallible>(answer)
+        }
     });
     let mut server = http1::Builder::new();
     server
@@ -184,7 +212,6 @@ where
     if let Err(error) = ended {
         debug!(%error, ?door, "an admin connection ended early");
     }
-    drop(permit);
 }
 
 async fn respond(shared: &Shared, door: Door, request: Request<Incoming>) -> Answer {
@@ -207,11 +234,12 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 
 /// How long a request waits for its reload.
 pub const WAIT_FOR_RELOAD: Duration = Duration::from_secs(60);
-/// Reloads that may wait for their turn.
-pub const MAX_WAITING_RELOADS: usize = 4;
-const MAX_CONNECTIONS_EACH: usize = 32;
+/// Reloads that may run or wait for their turn.
+pub const MAX_RELOADS: usize = 4;
+/// Enough that a burst of honest callers does not cut its own first ones.
+const MAX_CONNECTIONS_EACH: usize = 128;
 const MAX_HEADERS: usize = 64;
 const MAX_HEADER_BYTES: usize = 16 * 1024;
-const HEADERS_WITHIN: Duration = Duration::from_secs(10);
+const HEADERS_WITHIN: Duration = Duration::from_secs(2);
 const DRAIN_WITHIN: Duration = Duration::from_secs(2);
 const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);

@@ -7,13 +7,13 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use opentelemetry::metrics::MeterProvider;
 use opentelemetry::metrics::noop::NoopMeterProvider;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -363,10 +363,52 @@ async fn requests_beyond_the_bounds_are_turned_away() {
     assert!(raw(&running.tcp(), &long).await.starts_with("HTTP/1.1 431"));
     let many = format!("GET /livez HTTP/1.1\nHost: localhost\n{}\n", "X: y\n".repeat(100));
     assert!(raw(&running.tcp(), &many).await.starts_with("HTTP/1.1 431"));
-    // Connections that say nothing take up their own bound only, and are let go at the end.
-    let mut silent = Vec::new();
-    for _ in 0..40 {
-        silent.push(TcpStream::connect(running.tcp()).await.unwrap());
-    }
     running.stop().await;
+}
+
+#[tokio::test]
+async fn connections_that_say_nothing_keep_nobody_out_and_are_let_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("admin.sock");
+    let world = Arc::new(World::default());
+    let both = AdminSettings { http: http("local.admin").http, ..unix(&socket, 0o600) };
+    let running = Running::start(both, &world);
+    let tcp = running.handle.addresses()[1].strip_prefix("http://").unwrap().to_owned();
+    let (mut silent, mut deaf) = (Vec::new(), Vec::new());
+    for _ in 0..200 {
+        silent.push(UnixStream::connect(&socket).await.unwrap());
+        deaf.push(TcpStream::connect(&tcp).await.unwrap());
+    }
+    let begun = Instant::now();
+    assert_eq!(client::get(&socket, "/livez").await.unwrap().status, 200);
+    assert!(raw(&tcp, "GET /livez HTTP/1.1\nHost: localhost\n\n").await.starts_with("HTTP/1.1 200"));
+    assert!(begun.elapsed() < Duration::from_secs(1), "it took {:?}", begun.elapsed());
+    // The last of them are the youngest, which only time ends.
+    let ended = tokio::time::timeout(Duration::from_secs(5), silent.last_mut().unwrap().read(&mut [0; 256])).await;
+    assert!(ended.is_ok(), "it is still open");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn reloads_beyond_the_bound_are_told_so_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("admin.sock");
+    let world = Arc::new(World::default());
+    let _running = Running::start(unix(&socket, 0o600), &world);
+    let gate = Arc::new(Notify::new());
+    *world.gate.lock().unwrap() = Some(gate.clone());
+    let mut asked = JoinSet::new();
+    for _ in 0..50 {
+        let socket = socket.clone();
+        asked.spawn(async move { client::post(&socket, "/v1/reload").await });
+    }
+    for _ in 0..50 - server::MAX_RELOADS {
+        let refused = asked.join_next().await.unwrap().unwrap().unwrap();
+        assert_eq!((refused.status, text(&refused).contains("too many reloads")), (503, true));
+        serde_json::from_slice::<Value>(&refused.body).unwrap();
+    }
+    for _ in 0..server::MAX_RELOADS {
+        gate.notify_one();
+        assert_eq!(asked.join_next().await.unwrap().unwrap().unwrap().status, 200);
+    }
 }

@@ -53,13 +53,9 @@ pub fn reload(sources: &Sources, args: &ReloadArgs) -> ExitCode {
         if args.socket.json {
             say(&format!("{answer:#}"));
         } else {
-            match answer["outcome"].as_str() {
-                Some("applied") => say(&format!("applied: {}", words(&answer["changed"]).join(", "))),
-                Some("unchanged") => say("unchanged"),
-                _ => {
-                    complain("mcpeg: rejected; the old configuration goes on:");
-                    words(&answer["problems"]).iter().for_each(|problem| complain(&format!("  {problem}")));
-                }
+            match reload_text(status, answer) {
+                Ok(done) => say(&done),
+                Err(reason) => complain(&reason),
             }
         }
         match status {
@@ -68,6 +64,22 @@ pub fn reload(sources: &Sources, args: &ReloadArgs) -> ExitCode {
             _ => ExitCode::FAILURE,
         }
     })
+}
+
+/// The outcome as a person reads it; an error if the new configuration is not in force.
+fn reload_text(status: u16, answer: &Value) -> Result<String, String> {
+    match answer["outcome"].as_str() {
+        Some("applied") => Ok(format!("applied: {}", words(&answer["changed"]).join(", "))),
+        Some("unchanged") => Ok("unchanged".to_owned()),
+        Some("rejected") => {
+            let problems: String = words(&answer["problems"]).iter().map(|problem| format!("\n  {problem}")).collect();
+            Err(format!("mcpeg: rejected; the old configuration goes on:{problems}"))
+        }
+        _ => {
+            let reason = answer["error"].as_str().unwrap_or("the answer does not say why");
+            Err(format!("mcpeg: no outcome: {reason} (status {status})"))
+        }
+    }
 }
 
 /// One request to the admin socket; `answer` gets the status and the JSON of the answer.
@@ -134,4 +146,20 @@ fn status_text(status: &Value) -> String {
 
 fn words(list: &Value) -> Vec<String> {
     list.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_reload_without_an_outcome_says_why() {
+        let text = |status, answer: Value| reload_text(status, &answer).unwrap_err();
+        assert_eq!(text(503, json!({ "error": "too many" })), "mcpeg: no outcome: too many (status 503)");
+        assert_eq!(text(500, json!([])), "mcpeg: no outcome: the answer does not say why (status 500)");
+        let rejected = text(422, json!({ "outcome": "rejected", "problems": ["a:1:1: no", "b"] }));
+        assert_eq!(rejected, "mcpeg: rejected; the old configuration goes on:\n  a:1:1: no\n  b");
+    }
 }

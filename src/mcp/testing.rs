@@ -51,6 +51,8 @@ impl SecretReader for Secrets {
 pub struct Audit {
     events: Mutex<Vec<AuditEvent>>,
     pub refuses: AtomicBool,
+    /// Says beforehand that it would refuse.
+    pub unready: AtomicBool,
 }
 
 impl Audit {
@@ -75,6 +77,10 @@ impl AuditLog for Audit {
         }
         self.events.lock().unwrap().push(event);
         Ok(())
+    }
+
+    fn ready(&self) -> Result<(), AuditRefused> {
+        if self.unready.load(Ordering::Relaxed) { Err(AuditRefused { reason: "told to".into() }) } else { Ok(()) }
     }
 }
 

@@ -150,6 +150,10 @@ impl AuditLog for TelemetryHandle {
         self.0.exports.audit(&event, seq);
         Ok(())
     }
+
+    fn ready(&self) -> Result<(), AuditRefused> {
+        self.0.audit.ready()
+    }
 }
 
 impl MetricsText for TelemetryHandle {

@@ -1,7 +1,16 @@
-//! Looks for bytes in every readable mapping of a process, as root or the same user may.
+//! Looks for bytes in every readable mapping of a process.
+//!
+//! mcpeg is not dumpable, so that nobody but root may read its memory. The sidecars of the tests are therefore started with `LOOKED_INTO`, of
+//! which only a debug build heeds the first; tests of release builds need root. What finds nothing proves nothing by itself: each search
+//! also looks for `MARKER`, which stands in the process's environment, and fails where that is not found or the memory may not be read.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
+
+/// What is added to the environment of a sidecar that is to be looked into.
+pub const LOOKED_INTO: [(&str, &str); 2] = [("MCPEG_DEBUG_DUMPABLE", "1"), ("MARKER_OF_THE_TESTS", MARKER)];
+
+const MARKER: &str = "looked-into-by-a-test-4d1f";
 
 /// Where and in which form a value was found.
 #[derive(Debug)]
@@ -12,11 +21,16 @@ pub struct Found {
     pub before: String,
 }
 
-/// Every copy of `value` in the process: plain, base64, URL-escaped and JSON-escaped. `None` when its memory may not be read.
-pub fn find(pid: u32, value: &str) -> Option<Vec<Found>> {
-    let forms = forms_of(value);
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
-    let mut memory = File::open(format!("/proc/{pid}/mem")).ok()?;
+/// Every copy of `value` in the process: plain, base64, URL-escaped and JSON-escaped.
+pub fn find(pid: u32, value: &str) -> Vec<Found> {
+    assert!(!search(pid, &[("plain", MARKER.into())]).is_empty(), "the marker is not found, so nothing would be");
+    search(pid, &forms_of(value))
+}
+
+fn search(pid: u32, forms: &[(&'static str, Vec<u8>)]) -> Vec<Found> {
+    let unread = |error| panic!("the memory of {pid} may not be read: {error}");
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_else(unread);
+    let mut memory = File::open(format!("/proc/{pid}/mem")).unwrap_or_else(|error| panic!("{pid}: {error}"));
     let mut found = Vec::new();
     let mut read_bytes = 0;
     for line in maps.lines() {
@@ -27,7 +41,7 @@ pub fn find(pid: u32, value: &str) -> Option<Vec<Found>> {
             continue;
         }
         read_bytes += pages.len();
-        for (form, needle) in &forms {
+        for (form, needle) in forms {
             for at in positions(&pages, needle) {
                 let before = String::from_utf8_lossy(&pages[at.saturating_sub(48)..at]).into_owned();
                 found.push(Found { form, mapping: line.to_owned(), before });
@@ -35,7 +49,7 @@ pub fn find(pid: u32, value: &str) -> Option<Vec<Found>> {
         }
     }
     assert!(read_bytes > 1024 * 1024, "only {read_bytes} bytes could be read");
-    Some(found)
+    found
 }
 
 /// The value as it may lie about. Base64 is searched without its ends, which depend on what stands beside it, at all three alignments.
@@ -77,4 +91,19 @@ fn readable_range(line: &str) -> Option<(usize, usize)> {
     let readable = words.next()?.starts_with('r');
     let range = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
     (readable && range.1 - range.0 <= 1 << 30).then_some(range)
+}
+
+#[test]
+fn each_form_of_a_value_is_found() {
+    let value = format!("tok\"en/{}+ä", std::process::id());
+    let json = serde_json::to_string(&value).unwrap();
+    let held = (
+        value.clone(),
+        json,
+        percent_encoding::utf8_percent_encode(&value, percent_encoding::NON_ALPHANUMERIC).to_string(),
+    );
+    let found = search(std::process::id(), &forms_of(&value));
+    for form in ["plain", "JSON-escaped", "URL-escaped"] {
+        assert!(found.iter().any(|found| found.form == form), "{form} of {held:?}: {found:#?}");
+    }
 }

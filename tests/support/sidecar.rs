@@ -92,9 +92,11 @@ impl Sidecar {
     /// Starts it without waiting; gives the lines of its standard output.
     pub fn spawn(folder: Folder, env: &[(&str, &str)]) -> (Self, mpsc::Receiver<String>) {
         let stderr = fs::File::create(folder.path("stderr.log")).unwrap();
-        let mut child = std::process::Command::new(PROGRAM)
-            .args(["run", "--config"])
+        // A write beyond a limit of the size of files (`limit_files`) fails then, and does not kill.
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "trap '' XFSZ; exec \"$@\"", "sh", PROGRAM, "run", "--config"])
             .arg(folder.path("mcpeg.yaml"))
+            .envs(super::memory::LOOKED_INTO)
             .envs(env.iter().copied())
             .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null())
@@ -132,6 +134,13 @@ impl Sidecar {
 
     pub fn signal(&self, signal: i32) {
         signal_process(self.pid(), signal);
+    }
+
+    /// No file of the process grows beyond `size` bytes, as if the disk were full; `None`: as far as they like.
+    pub fn limit_files(&self, size: Option<u64>) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap());
+        let limit = rustix::process::Rlimit { current: size, maximum: None };
+        rustix::process::prlimit(pid, rustix::process::Resource::Fsize, limit).unwrap();
     }
 
     /// What `mcpeg status --json` says.

@@ -162,6 +162,24 @@ async fn what_cannot_be_audited_is_not_answered() {
 }
 
 #[tokio::test]
+async fn what_could_not_be_audited_does_not_reach_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let seen = folder.path().join("seen");
+    let noting = format!(r#"tee -a {} | (:{SERVER})"#, seen.display());
+    let mut client = patient(&noting);
+    client.greet().await;
+    client.audit.unready.store(true, Ordering::Relaxed);
+    let denied = client.ask(1, "first").await;
+    assert_eq!((&denied["error"]["code"], &denied["error"]["data"]["reason"]), (&json!(-32013), &json!("not_audited")));
+    client.audit.unready.store(false, Ordering::Relaxed);
+    assert!(client.ask(2, "second").await["result"].is_object());
+    let seen = std::fs::read_to_string(seen).unwrap();
+    assert!(seen.contains("second") && !seen.contains("first"), "{seen}");
+    assert_eq!(client.audit.column("error.type"), ["-", "not_audited", "-"]);
+    client.end().await;
+}
+
+#[tokio::test]
 async fn bounds_and_malformed_messages_are_refused_and_recorded() {
     let mut client = patient(SERVER);
     for id in 1..=3 {

@@ -132,6 +132,9 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         if let Decision::Deny(denial) = decide(request, self.ledger.len(), &self.around.limits) {
             return self.deny(&call, &denial);
         }
+        if self.around.recorder.audit.ready().is_err() {
+            return self.deny_unaudited(&call);
+        }
         call.sent();
         let timeout = (request.method != LISTEN).then_some(self.settings.timeout);
         let hints = matches!(self.target(), Upstream::Http(_));
@@ -224,6 +227,14 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         self.answer_failure(call, recorded, denial.code, &denial.message, denial.kind);
     }
 
+    /// Nothing may happen that could not be put on record. That the denial cannot be either is said by the trail itself.
+    fn deny_unaudited(&mut self, call: &Call) {
+        let recorded = self.ledger.settle_at_once(call, &Ending::Denied { kind: NOT_AUDITED });
+        tracing::debug!(recorded = recorded.is_ok(), service = &*self.around.service.name, "a request was not sent");
+        let message = "the audit trail cannot be written, so the request was not sent to the service";
+        self.answer_failure(call, Ok(()), code::NOT_AUDITED, message, NOT_AUDITED);
+    }
+
     fn answer_failure(
         &mut self,
         call: &Call,
@@ -242,7 +253,10 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     fn answer_unaudited(&mut self, call: &Call, error: &AuditRefused) {
         tracing::error!(%error, service = &*self.around.service.name, "an answer is withheld");
         let message = "the request could not be audited, so its answer is withheld";
-        let data = json!({ "service": &*self.around.service.name, "reason": "not_audited" });
+        let data = json!({ "service": &*self.around.service.name, "reason": "answer_withheld" });
         self.client.push(&answer::error(Some(Field(&call.id)), code::NOT_AUDITED, message, Some(&data)));
     }
 }
+
+/// `error.type` and `data.reason` of a request that was not sent because it could not be audited.
+const NOT_AUDITED: &str = "not_audited";

@@ -71,7 +71,10 @@ impl AuditFile {
     /// Writes one whole line in one call. The caller lets nobody else write meanwhile. Returns the mark to sync up to.
     pub fn append(&self, line: &[u8]) -> io::Result<u64> {
         if self.torn.load(Ordering::Relaxed) {
-            self.write_whole(b"\n")?;
+            // Somebody may have emptied the file since, to make room.
+            if self.file.metadata()?.len() > 0 {
+                self.write_whole(b"\n")?;
+            }
             self.torn.store(false, Ordering::Relaxed);
         }
         self.write_whole(line)?;
@@ -184,6 +187,17 @@ mod tests {
         drop(file);
         assert_eq!(content(&path), "{\"seq\":41}\n{\"seq\":42}\n{\"seq\":4\n{\"seq\":43}\n");
         assert_eq!(AuditFile::open(&path).unwrap().last_seq, 43);
+    }
+
+    #[test]
+    fn a_file_that_was_emptied_after_a_torn_line_begins_with_a_whole_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.log");
+        std::fs::write(&path, "{\"seq\":1}\n{\"se").unwrap();
+        let file = AuditFile::open(&path).unwrap();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(0).unwrap();
+        file.append(b"{\"seq\":2}\n").unwrap();
+        assert_eq!(content(&path), "{\"seq\":2}\n");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
@@ -38,7 +38,7 @@ async fn keep(trail: Arc<AuditTrail>, mut shutdown: Shutdown) {
         let work = tokio::task::spawn_blocking(move || {
             if look {
                 looked_after.follow_moved_file();
-                looked_after.try_again();
+                looked_after.try_failed_file();
             }
             looked_after.sync_newest();
         });
@@ -104,21 +104,16 @@ impl AuditTrail {
     }
 
     /// A file that failed is tried, because nobody may come to record as long as it fails.
-    fn try_again(&self) {
-        let mut state = self.lock();
-        let Some(file) = state.file.clone().filter(|_| state.failing.is_some()) else { return };
-        if let Err(cause) = state.resume(&file)
-            && let Some(failing) = &mut state.failing
-        {
-            failing.reason = cause.to_string();
-        }
+    fn try_failed_file(&self) {
+        self.try_again(&mut self.lock());
     }
 
     fn note_failure(&self, reason: &str, what: &'static str) {
         let mut state = self.lock();
         if state.failing.is_none() {
             error!(error = reason, "{what}");
-            state.failing = Some(Failing { reason: reason.to_owned(), missing: 0 });
+            state.failing = Some(Failing { reason: reason.to_owned(), missing: 0, tried: Instant::now() });
+            self.publish(&state);
         }
     }
 }

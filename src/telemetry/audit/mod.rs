@@ -2,7 +2,8 @@
 //!
 //! `record` returns when the line is with the kernel, or on the disk with `sync: each`. When the file cannot be written, the event is
 //! refused (`audit.required`) or counted as lost, which the condition `audit` and the log say; as soon as a write succeeds again an
-//! `audit.resumed` event says how many are missing. Export by OTLP is not this module's business: it hands out the number.
+//! `audit.resumed` event says how many are missing, before any other event. `ready` tells beforehand that an event would be refused, and
+//! tries the file itself a few times a second. Export by OTLP is not this module's business: the trail hands out the number.
 //!
 //! `file` writes bytes, `line` makes them, `keeper` syncs, reopens a file that was moved, and tries a disk that failed.
 
@@ -11,6 +12,7 @@ pub mod keeper;
 mod line;
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +31,8 @@ pub use line::bounded;
 
 pub struct AuditTrail {
     state: Mutex<State>,
+    /// Events are refused now: what `State` says, to be asked for every request without its lock.
+    refusing: AtomicBool,
     tallies: Arc<Tallies>,
 }
 
@@ -50,6 +54,8 @@ struct State {
 struct Failing {
     reason: String,
     missing: u64,
+    /// When it was last tried whether it can be again.
+    tried: Instant,
 }
 
 /// A file that is open but not used yet.
@@ -72,7 +78,7 @@ impl AuditTrail {
             said: None,
             stray: None,
         };
-        Ok(Self { state: Mutex::new(state), tallies })
+        Ok(Self { state: Mutex::new(state), refusing: AtomicBool::new(false), tallies })
     }
 
     /// Writes the event and returns its number.
@@ -87,7 +93,13 @@ impl AuditTrail {
             return Ok(seq);
         };
         let each = state.settings.sync == AuditSync::Each;
-        let written = state.write(&file, event);
+        let written = if state.failing.is_some() {
+            let written = blocking(|| state.write_after_gap(&file, event));
+            self.publish(&state);
+            written
+        } else {
+            state.write(&file, event)
+        };
         let (seq, required) = (state.seq, state.settings.required);
         drop(state);
         let result = match written {
@@ -101,6 +113,21 @@ impl AuditTrail {
                 Ok(seq)
             }
             Err(cause) => self.refuse(&cause, required, seq),
+        }
+    }
+
+    /// An error while events are refused. A file that failed is tried now and then, so that it is found again without a keeper's help.
+    pub fn ready(&self) -> Result<(), AuditRefused> {
+        if !self.refusing.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut state = self.lock();
+        if state.failing.as_ref().is_some_and(|failing| failing.tried.elapsed() >= TRY_EVERY) {
+            self.try_again(&mut state);
+        }
+        match &state.failing {
+            Some(failing) if state.settings.required => Err(AuditRefused { reason: failing.reason.clone() }),
+            _ => Ok(()),
         }
     }
 
@@ -120,6 +147,7 @@ impl AuditTrail {
         if let Some(file) = staged.file {
             state.use_file(file);
         }
+        self.publish(&state);
     }
 
     pub fn condition(&self) -> Condition {
@@ -163,7 +191,8 @@ impl AuditTrail {
         let mut state = self.lock();
         let reason = cause.to_string();
         let missing = state.failing.as_ref().map_or(0, |failing| failing.missing) + 1;
-        state.failing = Some(Failing { reason: reason.clone(), missing });
+        state.failing = Some(Failing { reason: reason.clone(), missing, tried: Instant::now() });
+        self.publish(&state);
         let quiet = state.said.is_some_and(|said| said.elapsed() < SAY_EVERY);
         if !quiet {
             state.said = Some(Instant::now());
@@ -173,6 +202,23 @@ impl AuditTrail {
             error!(error = %cause, missing, required, "audit events cannot be written");
         }
         if required { Err(AuditRefused { reason }) } else { Ok(seq) }
+    }
+
+    /// Tries whether a file that failed can be written again.
+    fn try_again(&self, state: &mut State) {
+        let Some(file) = state.file.clone().filter(|_| state.failing.is_some()) else { return };
+        let tried = blocking(|| state.resume(&file));
+        if let (Err(cause), Some(failing)) = (tried, &mut state.failing) {
+            failing.reason = cause.to_string();
+            failing.tried = Instant::now();
+        }
+        self.publish(state);
+    }
+
+    /// To be called after each change of what `refusing` stands for.
+    fn publish(&self, state: &State) {
+        let refusing = state.file.is_some() && state.failing.is_some() && state.settings.required;
+        self.refusing.store(refusing, Ordering::Release);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -188,24 +234,34 @@ impl State {
         line::write_line(&mut self.line, event, self.seq);
         let mark = file.append(&self.line);
         self.line.shrink_to(LINE_BYTES);
-        match mark {
-            // The event is written; that the line about the gap is not would be no reason to refuse it.
-            Ok(mark) if self.failing.is_some() => Ok(self.resume(file).unwrap_or(mark)),
-            mark => mark,
+        mark
+    }
+
+    /// The gap first, then the event; when not even that can be said, the event's number is missing like the event.
+    fn write_after_gap(&mut self, file: &AuditFile, event: &AuditEvent) -> io::Result<u64> {
+        match self.resume(file) {
+            Ok(()) => self.write(file, event),
+            Err(cause) => {
+                self.seq += 1;
+                Err(cause)
+            }
         }
     }
 
-    /// Says in the file itself how many events are missing before this line.
-    fn resume(&mut self, file: &AuditFile) -> io::Result<u64> {
+    /// Says in the file itself how many events are missing before this line. What cannot be synced, where that is asked for, still fails.
+    fn resume(&mut self, file: &AuditFile) -> io::Result<()> {
         let missing = self.failing.as_ref().map_or(0, |failing| failing.missing);
         let event = AuditEvent::new("audit.resumed", Outcome::Success).with("mcpeg.audit.missing", missing);
         self.line.clear();
         line::write_line(&mut self.line, &event, self.seq + 1);
         let mark = file.append(&self.line)?;
         self.seq += 1;
+        if self.settings.sync == AuditSync::Each {
+            file.sync(mark)?;
+        }
         self.failing = None;
         warn!(missing, path = %file.path().display(), "audit events are written again");
-        Ok(mark)
+        Ok(())
     }
 
     fn use_file(&mut self, file: Option<AuditFile>) {
@@ -238,6 +294,7 @@ fn blocking<T>(work: impl FnOnce() -> T) -> T {
 const OWN_LOG: &str = "mcpeg::audit";
 const LINE_BYTES: usize = 4 * 1024;
 const SAY_EVERY: Duration = Duration::from_secs(30);
+const TRY_EVERY: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 mod tests;

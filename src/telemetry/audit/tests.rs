@@ -95,6 +95,41 @@ async fn lost_events_are_counted_and_the_file_says_so_when_it_works_again() {
     assert!(std::fs::read_to_string(&path).unwrap().contains(r#""mcpeg.audit.missing":3"#));
 }
 
+#[test]
+fn it_says_beforehand_that_it_would_refuse_and_tries_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.log");
+    let (trail, _) = trail(settings(Some(Path::new("/dev/full")), true, AuditSync::Each));
+    assert!(trail.ready().is_ok(), "nothing has failed yet");
+    trail.record(&event()).unwrap_err();
+    assert!(trail.ready().unwrap_err().reason.contains("No space left on device"));
+    // The disk has room again, and nobody keeps the file.
+    trail.lock().file = Some(Arc::new(AuditFile::open(&path).unwrap()));
+    assert!(trail.ready().is_err(), "it was tried a moment ago");
+    trail.lock().failing.as_mut().unwrap().tried -= TRY_EVERY;
+    trail.ready().unwrap();
+    trail.record(&event()).unwrap();
+    assert_eq!(numbers(&path), [("audit.resumed".to_owned(), 2), ("secret.rotated".to_owned(), 3)]);
+    let staged = trail.stage(settings(Some(Path::new("/dev/full")), false, AuditSync::Interval)).unwrap();
+    trail.commit(staged);
+    trail.record(&event()).unwrap();
+    assert!(trail.ready().is_ok(), "not required: events are lost, and nothing is refused");
+}
+
+#[test]
+fn the_gap_is_on_record_before_the_event_that_ends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.log");
+    let (trail, _) = trail(settings(Some(Path::new("/dev/full")), true, AuditSync::Interval));
+    for _ in 0..2 {
+        trail.record(&event()).unwrap_err();
+    }
+    trail.lock().file = Some(Arc::new(AuditFile::open(&path).unwrap()));
+    trail.record(&event()).unwrap();
+    assert_eq!(numbers(&path), [("audit.resumed".to_owned(), 3), ("secret.rotated".to_owned(), 4)]);
+    assert!(std::fs::read_to_string(&path).unwrap().contains(r#""mcpeg.audit.missing":2"#));
+}
+
 #[tokio::test]
 async fn a_file_that_was_moved_or_removed_is_opened_anew() {
     let folder = tempfile::tempdir().unwrap();
