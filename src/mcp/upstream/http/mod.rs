@@ -44,7 +44,7 @@ pub struct HttpUpstream {
     lost: VecDeque<Event>,
     session: Option<HeaderValue>,
     version: Option<HeaderValue>,
-    /// Counts the sessions, so that many who meet a 404 begin one new session.
+    /// Counts the sessions, so that many who meet a 404 begin one new session, and a late event of an old one is told from a new one's.
     epoch: u32,
     replay: Replay,
     /// What tells a new session the old one, message by message.
@@ -267,7 +267,7 @@ impl HttpUpstream {
             }
         };
         if message.role == Role::Initialize {
-            (self.session, self.version) = (None, None);
+            self.forget_session();
         }
         headers::add_protocol(&mut headers, message.hints.as_deref(), self.session.as_ref(), self.version.as_ref());
         if !swallow {
@@ -278,6 +278,16 @@ impl HttpUpstream {
         let task = self.tasks.spawn(exchange.post(message.bytes.clone()));
         self.running.insert(serial, Running { message, task, versions, epoch: self.epoch, swallow, answered: false });
         Some(serial)
+    }
+
+    /// What belongs to one session of the server, and means nothing in the next.
+    fn forget_session(&mut self) {
+        self.epoch = self.epoch.wrapping_add(1);
+        (self.session, self.version, self.last_event) = (None, None, None);
+        self.seen = SeenEvents::default();
+        if let Some((_, stream)) = self.stream.take() {
+            stream.abort();
+        }
     }
 
     /// Opens the stream of a legacy session on which the server sends by itself, in place of the one there is.

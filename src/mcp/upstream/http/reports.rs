@@ -19,10 +19,11 @@ impl HttpUpstream {
         let is_stream = self.stream.as_ref().is_some_and(|(stream, _)| *stream == serial);
         match news {
             _ if !is_stream && !self.running.contains_key(&serial) => {}
+            News::Session(id) if self.is_of_older(serial) => drop(id),
             News::Session(id) => self.session = Some(id),
             News::Line(line, id) => {
                 // What is said again on the long stream may have come on another one; the server may have asked something in it.
-                if !(id.is_some_and(|id| self.seen.again(&id)) && is_stream) {
+                if !(id.is_some_and(|id| self.is_known(serial, &id)) && is_stream) {
                     self.line(serial, line);
                 }
             }
@@ -31,6 +32,16 @@ impl HttpUpstream {
             News::Done(result) => self.done(serial, result),
         }
         while self.tasks.try_join_next().is_some() {}
+    }
+
+    /// Whether an event of this session has been taken already; from now on it has.
+    fn is_known(&mut self, serial: u64, id: &str) -> bool {
+        !self.is_of_older(serial) && self.seen.again(id)
+    }
+
+    /// Whether the exchange belongs to a session before this one.
+    fn is_of_older(&self, serial: u64) -> bool {
+        self.running.get(&serial).is_some_and(|running| running.epoch != self.epoch)
     }
 
     fn line(&mut self, serial: u64, line: Bytes) {
@@ -85,11 +96,7 @@ impl HttpUpstream {
     /// The server has forgotten the session: a new one is begun once, and what is safe is repeated once.
     fn session_lost(&mut self, running: Running, trouble: Trouble) {
         if running.epoch == self.epoch {
-            self.epoch += 1;
-            (self.session, self.version, self.last_event) = (None, None, None);
-            if let Some((_, stream)) = self.stream.take() {
-                stream.abort();
-            }
+            self.forget_session();
             tracing::info!(
                 service = &*self.around.service.name,
                 "the upstream has forgotten the session: beginning anew"
