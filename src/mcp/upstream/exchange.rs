@@ -65,6 +65,8 @@ pub struct Exchange {
     pub headers: HeaderMap,
     /// Of the request that is to be answered; `None` for a notification or an answer.
     pub key: Option<IdKey>,
+    /// How long it may take, where nobody else watches the time.
+    pub patience: Option<Duration>,
     pub limit: usize,
     pub reports: mpsc::Sender<Report>,
 }
@@ -75,7 +77,10 @@ pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 impl Exchange {
     /// POSTs `body` and reads what comes back.
     pub async fn post(self, body: Bytes) {
-        let done = self.try_post(body).await;
+        let done = match self.patience {
+            Some(patience) => timeout(patience, self.try_post(body)).await.unwrap_or_else(|_| Err(overdue(patience))),
+            None => self.try_post(body).await,
+        };
         self.tell(News::Done(done)).await;
     }
 
@@ -291,6 +296,10 @@ fn refusal(status: StatusCode) -> Trouble {
         _ => ("http_5xx", "it failed"),
     };
     trouble(kind, format_args!("the upstream answered {status}: {why}"))
+}
+
+fn overdue(patience: Duration) -> Trouble {
+    trouble("timeout", format_args!("the upstream did not take a message within {patience:?}"))
 }
 
 fn trouble(kind: &'static str, message: impl std::fmt::Display) -> Trouble {

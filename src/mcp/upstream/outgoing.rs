@@ -90,12 +90,7 @@ impl Hints {
             RESOURCES_READ => text(params.uri),
             _ => None,
         };
-        Self {
-            modern,
-            method: method.to_owned(),
-            name,
-            traceparent: traceparent.map(str::to_owned),
-        }
+        Self { modern, method: method.to_owned(), name, traceparent: traceparent.map(str::to_owned) }
     }
 }
 

@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::header::HeaderValue;
+use tokio::time::sleep;
 
 use super::{HttpUpstream, Running};
 use crate::mcp::message::{AnswerBody, IdKey, Message, parse};
@@ -78,24 +80,37 @@ impl HttpUpstream {
     }
 
     fn done(&mut self, serial: u64, result: Result<(), Trouble>) {
-        let Some(running) = self.running.remove(&serial) else { return };
-        if self.alone == Some(serial) {
-            self.alone = None;
-        }
+        let Some(running) = self.remove(serial) else { return };
         let refused = running.swallow && std::mem::take(&mut self.opening_refused);
         match result {
             Ok(()) if refused => self.failed(running, Trouble::new("replay_failed", REFUSED)),
-            Ok(()) if running.message.role == Role::Initialized => self.open_stream(),
-            Ok(()) => {}
+            Ok(()) => self.succeeded(&running),
             Err(trouble) if trouble.session_lost => self.session_lost(running, trouble),
             Err(trouble) => self.failed(running, trouble),
         }
         self.advance();
     }
 
+    fn succeeded(&mut self, running: &Running) {
+        if running.message.role == Role::Initialized {
+            self.open_stream();
+        }
+        if running.swallow && running.epoch == self.epoch && self.opening.is_empty() {
+            self.opened = Some(Instant::now());
+            self.around.service.works();
+        }
+    }
+
     /// The server has forgotten the session: a new one is begun once, and what is safe is repeated once.
     fn session_lost(&mut self, running: Running, trouble: Trouble) {
-        if running.epoch == self.epoch {
+        let is_current = running.epoch == self.epoch;
+        if is_current && running.swallow {
+            return self.opening_failed(Trouble { message: FORGOTTEN.into(), ..trouble });
+        }
+        if running.swallow {
+            return;
+        }
+        if is_current {
             self.forget_session();
             tracing::info!(
                 service = &*self.around.service.name,
@@ -104,9 +119,6 @@ impl HttpUpstream {
             self.reopen();
         }
         let mut message = running.message;
-        if running.swallow {
-            return;
-        }
         if message.repeated || (message.key.is_some() && !message.safe) {
             let what = "the upstream has forgotten the session; a new one is begun, but the request is not repeated, \
                         as it may not be safe to do it twice";
@@ -126,11 +138,14 @@ impl HttpUpstream {
         }
     }
 
-    /// Whoever waits for the opening shall know why it failed; the next message tries again.
+    /// Whoever waits for the opening shall know why it failed; the next message tries again, after a pause.
     pub(super) fn opening_failed(&mut self, trouble: Trouble) {
         self.opening.clear();
         self.opening_due = true;
-        self.session = None;
+        self.forget_session();
+        let lived = self.opened.take().map_or(Duration::ZERO, |opened| opened.elapsed());
+        self.pause = Some(Box::pin(sleep(self.backoff.after_failure(lived))));
+        self.asides.clear();
         let keys: Vec<IdKey> = self.queue.drain(..).filter_map(|message| message.key).collect();
         self.queued_bytes = 0;
         let failure = self.failure(trouble);
@@ -172,3 +187,5 @@ impl SeenEvents {
 
 const SEEN_EVENTS: usize = 256;
 const REFUSED: &str = "the upstream began a new session, but refused to initialize it as the one before";
+pub(super) const FORGOTTEN: &str =
+    "the upstream began a new session, but forgot it before it had been told what the one before was told";
