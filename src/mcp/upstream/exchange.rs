@@ -17,7 +17,9 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::sse::Parser;
-use crate::mcp::message::{IdKey, Message, parse};
+use crate::mcp::message::{Answer, AnswerBody, IdKey, Message, parse};
+use crate::mcp::protocol::code;
+use crate::mcp::splice;
 
 /// What an exchange tells.
 #[derive(Debug)]
@@ -63,6 +65,8 @@ pub struct Exchange {
     pub headers: HeaderMap,
     /// Of the request that is to be answered; `None` for a notification or an answer.
     pub key: Option<IdKey>,
+    /// How long it may take, where nobody else watches the time.
+    pub patience: Option<Duration>,
     pub limit: usize,
     pub reports: mpsc::Sender<Report>,
 }
@@ -73,7 +77,10 @@ pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 impl Exchange {
     /// POSTs `body` and reads what comes back.
     pub async fn post(self, body: Bytes) {
-        let done = self.try_post(body).await;
+        let done = match self.patience {
+            Some(patience) => timeout(patience, self.try_post(body)).await.unwrap_or_else(|_| Err(overdue(patience))),
+            None => self.try_post(body).await,
+        };
         self.tell(News::Done(done)).await;
     }
 
@@ -107,20 +114,20 @@ impl Exchange {
             .headers(self.headers.clone())
             .header(ACCEPT, "application/json, text/event-stream")
             .header(CONTENT_TYPE, "application/json")
-            .body(body);
+            .body(body.clone());
         let response = self.send(request).await?;
         if let Some(session) = response.headers().get(SESSION_ID)
             && response.status().is_success()
         {
             self.tell(News::Session(session.clone())).await;
         }
-        self.receive(response).await
+        self.receive(response, &body).await
     }
 
-    async fn receive(&self, response: Response) -> Result<(), Trouble> {
+    async fn receive(&self, response: Response, request: &[u8]) -> Result<(), Trouble> {
         let status = response.status();
         if !status.is_success() {
-            return self.refused(status, response).await;
+            return self.refused(status, response, request).await;
         }
         if self.key.is_none() && !is_stream(&response) {
             return Ok(());
@@ -136,21 +143,29 @@ impl Exchange {
         Ok(())
     }
 
-    /// An error status: an error answer of the protocol goes on as it is, anything else is said in our words.
-    async fn refused(&self, status: StatusCode, response: Response) -> Result<(), Trouble> {
+    /// An error status: an error answer of the protocol goes on, anything else is said in our words.
+    async fn refused(&self, status: StatusCode, response: Response, request: &[u8]) -> Result<(), Trouble> {
         let in_session = self.headers.contains_key(SESSION_ID);
-        let mut session_lost = in_session && status == StatusCode::NOT_FOUND;
-        if !session_lost
-            && is_json(&response)
-            && let Ok(body) = self.body(response).await
-        {
-            session_lost = in_session && status == StatusCode::BAD_REQUEST && blames_session(&body);
-            if !session_lost && answers(&body, self.key.as_ref()) {
-                self.tell(News::Line(body, None)).await;
-                return Ok(());
-            }
+        let refusal = refusal(status);
+        let body = match is_json(&response) || (in_session && status == StatusCode::BAD_REQUEST) {
+            true => self.body(response).await.unwrap_or_default(),
+            false => Bytes::new(),
+        };
+        let own = answers(&body, self.key.as_ref());
+        let session_lost = in_session
+            && match status {
+                StatusCode::NOT_FOUND => !own || !is_method_not_found(&body),
+                StatusCode::BAD_REQUEST => !own && blames_session(&body),
+                _ => false,
+            };
+        if session_lost {
+            return Err(Trouble { session_lost, ..refusal });
         }
-        Err(Trouble { session_lost, ..refusal(status) })
+        let about_request = matches!(refusal.kind, "http_404" | "http_4xx") && self.key.is_some();
+        let line = if own { Some(body) } else { about_request.then(|| under_id_of(request, &body)).flatten() };
+        let Some(line) = line else { return Err(refusal) };
+        self.tell(News::Line(line, None)).await;
+        Ok(())
     }
 
     /// Reads a stream until the answer has come, with reconnections if the server allows them.
@@ -283,6 +298,10 @@ fn refusal(status: StatusCode) -> Trouble {
     trouble(kind, format_args!("the upstream answered {status}: {why}"))
 }
 
+fn overdue(patience: Duration) -> Trouble {
+    trouble("timeout", format_args!("the upstream did not take a message within {patience:?}"))
+}
+
 fn trouble(kind: &'static str, message: impl std::fmt::Display) -> Trouble {
     Trouble::new(kind, message)
 }
@@ -291,20 +310,52 @@ fn answers(line: &[u8], key: Option<&IdKey>) -> bool {
     matches!(parse(line), Ok(Message::Answer(answer)) if answer.key.is_some() && answer.key.as_ref() == key)
 }
 
-/// Some servers answer 400 where the specification wants 404, and say in the error, with or without an id, that it is the session.
+/// A legacy server's way to say that it has no such method, which is no word about the session.
+fn is_method_not_found(body: &[u8]) -> bool {
+    let expected = Some(i64::from(code::METHOD_NOT_FOUND));
+    matches!(parse(body), Ok(Message::Answer(Answer { body: AnswerBody::Error { code, .. }, .. })) if code == expected)
+}
+
+/// Some servers answer 400 where the specification wants 404, and say in words that it is the session: in a JSON-RPC error whose id is
+/// not the request's, in JSON of their own, or in plain text. Only known phrases count, for a tool may have a session among its arguments.
 fn blames_session(body: &[u8]) -> bool {
-    let found: Result<ErrorBody, _> = serde_json::from_slice(body);
-    found.is_ok_and(|body| body.error.message.to_ascii_lowercase().contains("session"))
+    let found = serde_json::from_slice(body).map(|body: ErrorBody| match body.error {
+        ErrorWords::Object { message } | ErrorWords::Text(message) => message,
+    });
+    let is_json = body.trim_ascii_start().first().is_some_and(|first| matches!(first, b'{' | b'['));
+    let words = match found {
+        Ok(message) => message,
+        Err(_) if is_json || body.len() > LONGEST_WORDS => return false,
+        Err(_) => String::from_utf8_lossy(body).into_owned(),
+    };
+    let words = words.to_ascii_lowercase();
+    SESSION_PHRASES.iter().any(|phrase| words.contains(phrase))
+}
+
+/// An error answer that does not name the request, as a server writes it that could not read so far, with the request's id put in.
+fn under_id_of(request: &[u8], body: &[u8]) -> Option<Bytes> {
+    let Ok(Message::Request(request)) = parse(request) else { return None };
+    let text = std::str::from_utf8(body).ok()?;
+    let spliced = match parse(body) {
+        Ok(Message::Answer(answer)) => splice::replace(text, answer.id, request.id.raw())?,
+        Ok(_) => return None,
+        Err(_) => splice::add_members(text, &[("id", request.id.raw())], |_| false)?,
+    };
+    let is_error =
+        matches!(parse(spliced.as_bytes()), Ok(Message::Answer(Answer { body: AnswerBody::Error { .. }, .. })));
+    is_error.then(|| spliced.into())
 }
 
 #[derive(Deserialize)]
 struct ErrorBody {
-    error: ErrorMessage,
+    error: ErrorWords,
 }
 
 #[derive(Deserialize)]
-struct ErrorMessage {
-    message: String,
+#[serde(untagged)]
+enum ErrorWords {
+    Object { message: String },
+    Text(String),
 }
 
 /// In valid JSON a raw line break stands only between tokens: a space says the same.
@@ -333,6 +384,23 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// How long the end of a stream is awaited after the answer.
 const LINGER: Duration = Duration::from_secs(1);
 const RESUMPTIONS: usize = 5;
+/// How servers of the SDKs and frameworks in use say it, in lower case.
+const SESSION_PHRASES: [&str; 12] = [
+    "valid session id",
+    "invalid session",
+    "missing session id",
+    "mcp-session-id",
+    "session not found",
+    "session does not exist",
+    "session expired",
+    "session has expired",
+    "session terminated",
+    "session has been terminated",
+    "unknown session",
+    "server not initialized",
+];
+/// A plain text that says more is no such word.
+const LONGEST_WORDS: usize = 512;
 
 #[cfg(test)]
 mod tests {
@@ -347,14 +415,42 @@ mod tests {
 
     #[test]
     fn a_400_about_the_session_is_told_from_another() {
-        assert!(blames_session(
-            br#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"No valid session ID provided"}}"#
-        ));
-        assert!(blames_session(
-            br#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"Session not found"},"id":null}"#
-        ));
-        assert!(!blames_session(br#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"no version"},"id":null}"#));
-        assert!(!blames_session(br#"{"session":"x"}"#));
+        for lost in [
+            r#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"Bad Request: No valid session ID provided"}}"#,
+            r#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"Session not found"},"id":null}"#,
+            r#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"Bad Request: Server not initialized"},"id":null}"#,
+            r#"{"error":"Session expired"}"#,
+            "Invalid session ID\n",
+        ] {
+            assert!(blames_session(lost.as_bytes()), "{lost}");
+        }
+        for other in [
+            r#"{"jsonrpc":"2.0","error":{"code":-32602,"message":"argument session_name is required"},"id":null}"#,
+            r#"{"jsonrpc":"2.0","error":{"code":-32000,"message":"no version"},"id":null}"#,
+            r#"{"session not found":"x"}"#,
+            "the session_name is missing",
+        ] {
+            assert!(!blames_session(other.as_bytes()), "{other}");
+        }
+    }
+
+    #[test]
+    fn an_error_that_names_no_request_gets_the_id_of_the_one_it_answers() {
+        let request = br#"{"jsonrpc":"2.0","id":"a\u0062","method":"tools/call","params":{}}"#;
+        let under =
+            |body: &str| under_id_of(request, body.as_bytes()).map(|line| String::from_utf8(line.into()).unwrap());
+        let data = r#""error":{"code":-32022,"message":"no","data":{"supported":["2025-11-25"]}}"#;
+        assert_eq!(
+            under(&format!(r#"{{"jsonrpc":"2.0","id":null,{data}}}"#)).unwrap(),
+            format!(r#"{{"jsonrpc":"2.0","id":"a\u0062",{data}}}"#)
+        );
+        assert_eq!(
+            under(&format!(r#"{{"jsonrpc":"2.0",{data}}}"#)).unwrap(),
+            format!(r#"{{"jsonrpc":"2.0",{data},"id":"a\u0062"}}"#)
+        );
+        assert_eq!(under(r#"{"jsonrpc":"2.0","id":null,"result":{}}"#), None);
+        assert_eq!(under(r#"{"error":"no"}"#), None);
+        assert_eq!(under("no"), None);
     }
 
     #[test]

@@ -6,7 +6,8 @@ use bytes::Bytes;
 
 use crate::mcp::message::{Field, IdKey, Notification, Params, Request};
 use crate::mcp::protocol::{
-    INITIALIZE, INITIALIZED, LISTEN, PROGRESS, SET_LEVEL, SUBSCRIBE, UNSUBSCRIBE, is_safe_to_repeat,
+    INITIALIZE, INITIALIZED, LISTEN, PROGRESS, PROMPTS_GET, RESOURCES_READ, SET_LEVEL, SUBSCRIBE, TOOLS_CALL,
+    UNSUBSCRIBE, is_safe_to_repeat,
 };
 
 #[derive(Debug, Clone)]
@@ -44,6 +45,7 @@ pub struct Hints {
     /// The version of the modern era; `None` in the legacy one.
     pub modern: Option<String>,
     pub method: String,
+    /// Of the tool or the prompt that is called, or the address of the resource that is read; no other method has one.
     pub name: Option<String>,
     pub traceparent: Option<String>,
 }
@@ -83,11 +85,31 @@ impl Hints {
     fn of(method: &str, params: &Params<'_>, traceparent: Option<&str>) -> Self {
         let text = |field: Option<Field<'_>>| field.and_then(Field::text).map(Cow::into_owned);
         let modern = params.meta.as_ref().and_then(|meta| text(meta.protocol_version));
-        Self {
-            modern,
-            method: method.to_owned(),
-            name: text(params.name).or_else(|| text(params.uri)),
-            traceparent: traceparent.map(str::to_owned),
-        }
+        let name = match method {
+            TOOLS_CALL | PROMPTS_GET => text(params.name),
+            RESOURCES_READ => text(params.uri),
+            _ => None,
+        };
+        Self { modern, method: method.to_owned(), name, traceparent: traceparent.map(str::to_owned) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mcp::message::{Message, parse};
+
+    #[test]
+    fn only_three_methods_have_a_name_in_the_headers_each_from_its_own_field() {
+        let name = |method: &str| {
+            let line = format!(
+                r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{{"name":"n","uri":"u","_meta":{{}}}}}}"#
+            );
+            let Ok(Message::Request(request)) = parse(line.as_bytes()) else { panic!("{line}") };
+            Outgoing::request(&request, Bytes::new(), true, None).hints.unwrap().name
+        };
+        assert_eq!(["tools/call", "prompts/get"].map(name), [Some("n".to_owned()), Some("n".to_owned())]);
+        assert_eq!(name("resources/read").as_deref(), Some("u"));
+        assert_eq!(["resources/subscribe", "completion/complete", "vendor/any"].map(name), [None, None, None]);
     }
 }

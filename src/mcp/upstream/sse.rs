@@ -119,10 +119,8 @@ impl Parser {
                 self.data.extend_from_slice(value);
             }
             b"event" => self.other_type = !value.is_empty() && value != b"message",
-            b"id" if !value.contains(&0) => {
-                self.own_id = std::str::from_utf8(value).ok().map(str::to_owned);
-                self.last_id = self.own_id.clone();
-            }
+            // It counts from the end of the event on: a stream that breaks before has not brought the event.
+            b"id" if !value.contains(&0) => self.own_id = std::str::from_utf8(value).ok().map(str::to_owned),
             b"retry" => {
                 let millis = std::str::from_utf8(value).ok().and_then(|value| value.parse().ok());
                 self.retry = millis.map(Duration::from_millis).or(self.retry);
@@ -134,6 +132,9 @@ impl Parser {
     fn dispatch(&mut self) {
         let data = std::mem::take(&mut self.data);
         let id = self.own_id.take();
+        if id.is_some() {
+            self.last_id.clone_from(&id);
+        }
         if std::mem::take(&mut self.has_data) && !self.other_type && !data.is_empty() {
             self.ready.push_back(Event { data: data.into(), id });
         }
@@ -172,6 +173,22 @@ mod tests {
         assert_eq!(found, ["{\"a\":\n1}", "x", "last"]);
         assert_eq!(parser.last_id(), Some("7"));
         assert_eq!(parser.retry(), Some(Duration::from_millis(1500)));
+    }
+
+    #[test]
+    fn an_id_counts_once_its_event_is_whole() {
+        let mut parser = Parser::new(1000);
+        parser.push(b"id: 1\ndata: a\n\nid: 2\ndata: b\n").unwrap();
+        assert_eq!(parser.last_id(), Some("1"), "the second event has not ended");
+        parser.push(b"\n").unwrap();
+        assert_eq!(parser.last_id(), Some("2"));
+        parser.push(b"data: c\n\n").unwrap();
+        assert_eq!(parser.last_id(), Some("2"), "an event without an id leaves it");
+        let ids: Vec<Option<String>> = std::iter::from_fn(|| parser.next()).map(|event| event.id).collect();
+        assert_eq!(ids, [Some("1".to_owned()), Some("2".to_owned()), None]);
+        parser.push(b"id: 3\n\n").unwrap();
+        assert_eq!(parser.next(), None);
+        assert_eq!(parser.last_id(), Some("3"), "an id may stand alone");
     }
 
     proptest! {

@@ -2,23 +2,27 @@
 //!
 //! Requests run side by side, each in a task of its own within this upstream's `JoinSet`; what changes the session (`initialize`,
 //! notifications) goes alone, in order, as over a pipe. Credentials are read at each request. A server that has forgotten the session
-//! (404) is told it anew, and what is safe to repeat is repeated once.
+//! (404) is told it anew, and what is safe to repeat is repeated once. An opening that fails, also because the server forgets the new
+//! session before it has been told all, is tried again for the next message, after a pause that grows.
 //!
 //! Invariants: `running` has exactly the exchanges whose end has not been reported; nothing but the opening is sent while `opening` is
-//! not empty; header values with secrets are marked sensitive and live no longer than their exchange.
+//! not empty; what nobody waits for ends within the service's `timeout`; header values with secrets are marked sensitive and live no longer than their exchange.
 
 mod reports;
 
 use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderValue};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Sleep;
 
 use self::reports::SeenEvents;
+use super::backoff::Backoff;
 use super::exchange::{Exchange, Report, SESSION_ID, Trouble};
 use super::headers;
 use super::outgoing::{Outgoing, Role};
@@ -39,12 +43,16 @@ pub struct HttpUpstream {
     /// The exchange that goes alone.
     alone: Option<u64>,
     queue: VecDeque<Outgoing>,
+    /// What waits for no other message, only for one of its kind to end when too many are under way.
+    asides: VecDeque<Outgoing>,
+    asides_running: usize,
+    /// Of `queue` and `asides`.
     queued_bytes: usize,
     inbox: VecDeque<Bytes>,
     lost: VecDeque<Event>,
     session: Option<HeaderValue>,
     version: Option<HeaderValue>,
-    /// Counts the sessions, so that many who meet a 404 begin one new session.
+    /// Counts the sessions, so that many who meet a 404 begin one new session, and a late event of an old one is told from a new one's.
     epoch: u32,
     replay: Replay,
     /// What tells a new session the old one, message by message.
@@ -52,6 +60,11 @@ pub struct HttpUpstream {
     /// The session is to be opened before the next message goes.
     opening_due: bool,
     opening_refused: bool,
+    /// When the session was last opened to its end.
+    opened: Option<Instant>,
+    backoff: Backoff,
+    /// Until it is over, an opening that has failed is not tried again.
+    pause: Option<Pin<Box<Sleep>>>,
     stream: Option<(u64, AbortHandle)>,
     last_event: Option<String>,
     seen: SeenEvents,
@@ -86,6 +99,8 @@ impl HttpUpstream {
             begun: false,
             alone: None,
             queue: VecDeque::new(),
+            asides: VecDeque::new(),
+            asides_running: 0,
             queued_bytes: 0,
             inbox: VecDeque::new(),
             lost: VecDeque::new(),
@@ -96,6 +111,9 @@ impl HttpUpstream {
             opening: VecDeque::new(),
             opening_due: false,
             opening_refused: false,
+            opened: None,
+            backoff: Backoff::default(),
+            pause: None,
             stream: None,
             last_event: None,
             seen: SeenEvents::default(),
@@ -113,12 +131,11 @@ impl HttpUpstream {
     }
 
     pub fn send(&mut self, message: Outgoing) {
-        if message.role == Role::Aside && self.begun {
-            self.dispatch(message, false);
-            return;
-        }
         self.queued_bytes += message.bytes.len();
-        self.queue.push_back(message);
+        match message.role {
+            Role::Aside => self.asides.push_back(message),
+            _ => self.queue.push_back(message),
+        }
         self.advance();
     }
 
@@ -134,8 +151,12 @@ impl HttpUpstream {
                 std::future::pending::<()>().await;
             }
             // The sender is kept in `self`, so there is always something to wait for.
-            if let Some(report) = self.reports.1.recv().await {
-                self.apply(report);
+            tokio::select! {
+                Some(report) = self.reports.1.recv() => self.apply(report),
+                () = elapsed(&mut self.pause) => {
+                    self.pause = None;
+                    self.advance();
+                }
             }
         }
     }
@@ -147,6 +168,7 @@ impl HttpUpstream {
     pub fn answered(&mut self, key: &IdKey, result: Option<&str>) {
         if let Some(agreed) = self.replay.answered(key, result) {
             self.version = HeaderValue::from_str(&agreed.version).ok();
+            self.opened = Some(Instant::now());
         }
         if let Some(running) = self.running.values_mut().find(|running| running.message.key.as_ref() == Some(key)) {
             running.answered = true;
@@ -166,7 +188,8 @@ impl HttpUpstream {
         if !modern && running.message.role != Role::Initialize {
             // Legacy: closing the stream is no cancellation, the notification is. Modern: the other way round.
             let bytes = notice.unwrap_or_else(|| crate::mcp::answer::cancelled(key, "no answer in time").into());
-            self.dispatch(Outgoing::answer(bytes), false);
+            self.queued_bytes += bytes.len();
+            self.asides.push_back(Outgoing::answer(bytes));
         }
         self.abort(serial);
         self.advance();
@@ -183,6 +206,9 @@ impl HttpUpstream {
                 self.dispatch(running.message, false);
             }
         }
+        // An opening may have failed for the old ones.
+        self.pause = None;
+        self.advance();
     }
 
     pub fn is_drained(&self) -> bool {
@@ -190,7 +216,7 @@ impl HttpUpstream {
     }
 
     pub fn has_room(&self) -> bool {
-        self.queue.len() < self.around.limits.max_in_flight.max(1) * 2 && self.queued_bytes < QUEUED_BYTES
+        self.queue.len() + self.asides.len() < self.max_asides() * 2 && self.queued_bytes < QUEUED_BYTES
     }
 
     pub fn versions_for(&self, key: &IdKey) -> Arc<[String]> {
@@ -204,7 +230,8 @@ impl HttpUpstream {
         for serial in listening {
             again.extend(self.abort(serial).map(|running| running.message));
         }
-        again.extend(self.queue.drain(..));
+        again.extend(self.asides.drain(..).chain(self.queue.drain(..)));
+        self.queued_bytes = 0;
         Inheritance { again, replay: std::mem::take(&mut self.replay) }
     }
 
@@ -232,24 +259,37 @@ impl HttpUpstream {
 
     /// Sends what may be sent now.
     fn advance(&mut self) {
+        self.advance_asides();
         while self.begun && self.alone.is_none() {
             if let Some(message) = self.opening.pop_front() {
                 self.alone = self.dispatch(message, true);
                 continue;
             }
-            if self.queue.is_empty() {
+            if self.opening_due {
+                if self.pause.is_none() && !(self.queue.is_empty() && self.asides.is_empty()) {
+                    self.reopen();
+                }
                 return;
             }
-            if self.opening_due {
-                return self.reopen();
-            }
-            if let Some(message) = self.queue.pop_front() {
-                self.queued_bytes -= message.bytes.len();
-                let goes_alone = message.key.is_none() || message.role == Role::Initialize;
-                let serial = self.dispatch(message, false);
-                self.alone = serial.filter(|_| goes_alone);
-            }
+            let Some(message) = self.queue.pop_front() else { return };
+            self.queued_bytes -= message.bytes.len();
+            let goes_alone = message.key.is_none() || message.role == Role::Initialize;
+            let serial = self.dispatch(message, false);
+            self.alone = serial.filter(|_| goes_alone);
         }
+    }
+
+    /// Sends what waits for no other, as many at a time as there may be requests.
+    fn advance_asides(&mut self) {
+        while self.begun && !self.opening_due && self.opening.is_empty() && self.asides_running < self.max_asides() {
+            let Some(message) = self.asides.pop_front() else { return };
+            self.queued_bytes -= message.bytes.len();
+            self.dispatch(message, false);
+        }
+    }
+
+    fn max_asides(&self) -> usize {
+        self.around.limits.max_in_flight.max(1)
     }
 
     /// Starts an exchange. `None` if it could not be started, which `event` will tell.
@@ -267,17 +307,30 @@ impl HttpUpstream {
             }
         };
         if message.role == Role::Initialize {
-            (self.session, self.version) = (None, None);
+            self.forget_session();
         }
         headers::add_protocol(&mut headers, message.hints.as_deref(), self.session.as_ref(), self.version.as_ref());
         if !swallow {
             self.replay.passed(&message);
         }
-        let exchange = self.exchange(headers, message.key.clone())?;
+        let mut exchange = self.exchange(headers, message.key.clone())?;
+        // The ledger of the client's session has the time of what the client waits for, and of nothing else.
+        exchange.patience = (swallow || message.key.is_none()).then_some(self.settings.timeout);
         let serial = exchange.serial;
+        self.asides_running += usize::from(message.role == Role::Aside);
         let task = self.tasks.spawn(exchange.post(message.bytes.clone()));
         self.running.insert(serial, Running { message, task, versions, epoch: self.epoch, swallow, answered: false });
         Some(serial)
+    }
+
+    /// What belongs to one session of the server, and means nothing in the next.
+    fn forget_session(&mut self) {
+        self.epoch = self.epoch.wrapping_add(1);
+        (self.session, self.version, self.last_event) = (None, None, None);
+        self.seen = SeenEvents::default();
+        if let Some((_, stream)) = self.stream.take() {
+            stream.abort();
+        }
     }
 
     /// Opens the stream of a legacy session on which the server sends by itself, in place of the one there is.
@@ -301,6 +354,7 @@ impl HttpUpstream {
             url: self.http().url.clone(),
             headers,
             key,
+            patience: None,
             limit: self.around.limits.max_message_bytes,
             reports: self.reports.0.clone(),
         })
@@ -315,8 +369,15 @@ impl HttpUpstream {
     }
 
     fn abort(&mut self, serial: u64) -> Option<Running> {
-        let running = self.running.remove(&serial)?;
+        let running = self.remove(serial)?;
         running.task.abort();
+        Some(running)
+    }
+
+    /// The exchange has ended.
+    fn remove(&mut self, serial: u64) -> Option<Running> {
+        let running = self.running.remove(&serial)?;
+        self.asides_running -= usize::from(running.message.role == Role::Aside);
         if self.alone == Some(serial) {
             self.alone = None;
         }
@@ -332,6 +393,17 @@ impl HttpUpstream {
     }
 }
 
+/// Completes at the end of a pause; never, if there is none.
+async fn elapsed(pause: &mut Option<Pin<Box<Sleep>>>) {
+    match pause {
+        Some(pause) => pause.as_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
 const REPORTS: usize = 64;
 const QUEUED_BYTES: usize = 1024 * 1024;
 const DELETE_PATIENCE: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests;

@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::header::HeaderValue;
+use tokio::time::sleep;
 
 use super::{HttpUpstream, Running};
 use crate::mcp::message::{AnswerBody, IdKey, Message, parse};
@@ -19,10 +21,11 @@ impl HttpUpstream {
         let is_stream = self.stream.as_ref().is_some_and(|(stream, _)| *stream == serial);
         match news {
             _ if !is_stream && !self.running.contains_key(&serial) => {}
+            News::Session(id) if self.is_of_older(serial) => drop(id),
             News::Session(id) => self.session = Some(id),
             News::Line(line, id) => {
                 // What is said again on the long stream may have come on another one; the server may have asked something in it.
-                if !(id.is_some_and(|id| self.seen.again(&id)) && is_stream) {
+                if !(id.is_some_and(|id| self.is_known(serial, &id)) && is_stream) {
                     self.line(serial, line);
                 }
             }
@@ -31,6 +34,16 @@ impl HttpUpstream {
             News::Done(result) => self.done(serial, result),
         }
         while self.tasks.try_join_next().is_some() {}
+    }
+
+    /// Whether an event of this session has been taken already; from now on it has.
+    fn is_known(&mut self, serial: u64, id: &str) -> bool {
+        !self.is_of_older(serial) && self.seen.again(id)
+    }
+
+    /// Whether the exchange belongs to a session before this one.
+    fn is_of_older(&self, serial: u64) -> bool {
+        self.running.get(&serial).is_some_and(|running| running.epoch != self.epoch)
     }
 
     fn line(&mut self, serial: u64, line: Bytes) {
@@ -67,29 +80,38 @@ impl HttpUpstream {
     }
 
     fn done(&mut self, serial: u64, result: Result<(), Trouble>) {
-        let Some(running) = self.running.remove(&serial) else { return };
-        if self.alone == Some(serial) {
-            self.alone = None;
-        }
+        let Some(running) = self.remove(serial) else { return };
         let refused = running.swallow && std::mem::take(&mut self.opening_refused);
         match result {
             Ok(()) if refused => self.failed(running, Trouble::new("replay_failed", REFUSED)),
-            Ok(()) if running.message.role == Role::Initialized => self.open_stream(),
-            Ok(()) => {}
+            Ok(()) => self.succeeded(&running),
             Err(trouble) if trouble.session_lost => self.session_lost(running, trouble),
             Err(trouble) => self.failed(running, trouble),
         }
         self.advance();
     }
 
+    fn succeeded(&mut self, running: &Running) {
+        if running.message.role == Role::Initialized {
+            self.open_stream();
+        }
+        if running.swallow && running.epoch == self.epoch && self.opening.is_empty() {
+            self.opened = Some(Instant::now());
+            self.around.service.works();
+        }
+    }
+
     /// The server has forgotten the session: a new one is begun once, and what is safe is repeated once.
     fn session_lost(&mut self, running: Running, trouble: Trouble) {
-        if running.epoch == self.epoch {
-            self.epoch += 1;
-            (self.session, self.version, self.last_event) = (None, None, None);
-            if let Some((_, stream)) = self.stream.take() {
-                stream.abort();
-            }
+        let is_current = running.epoch == self.epoch;
+        if is_current && running.swallow {
+            return self.opening_failed(Trouble { message: FORGOTTEN.into(), ..trouble });
+        }
+        if running.swallow {
+            return;
+        }
+        if is_current {
+            self.forget_session();
             tracing::info!(
                 service = &*self.around.service.name,
                 "the upstream has forgotten the session: beginning anew"
@@ -97,9 +119,6 @@ impl HttpUpstream {
             self.reopen();
         }
         let mut message = running.message;
-        if running.swallow {
-            return;
-        }
         if message.repeated || (message.key.is_some() && !message.safe) {
             let what = "the upstream has forgotten the session; a new one is begun, but the request is not repeated, \
                         as it may not be safe to do it twice";
@@ -119,11 +138,14 @@ impl HttpUpstream {
         }
     }
 
-    /// Whoever waits for the opening shall know why it failed; the next message tries again.
+    /// Whoever waits for the opening shall know why it failed; the next message tries again, after a pause.
     pub(super) fn opening_failed(&mut self, trouble: Trouble) {
         self.opening.clear();
         self.opening_due = true;
-        self.session = None;
+        self.forget_session();
+        let lived = self.opened.take().map_or(Duration::ZERO, |opened| opened.elapsed());
+        self.pause = Some(Box::pin(sleep(self.backoff.after_failure(lived))));
+        self.asides.clear();
         let keys: Vec<IdKey> = self.queue.drain(..).filter_map(|message| message.key).collect();
         self.queued_bytes = 0;
         let failure = self.failure(trouble);
@@ -165,3 +187,5 @@ impl SeenEvents {
 
 const SEEN_EVENTS: usize = 256;
 const REFUSED: &str = "the upstream began a new session, but refused to initialize it as the one before";
+pub(super) const FORGOTTEN: &str =
+    "the upstream began a new session, but forgot it before it had been told what the one before was told";
