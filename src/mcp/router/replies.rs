@@ -255,7 +255,8 @@ impl Router {
     }
 
     fn page_failed(&mut self, open: &IdKey, service: &str, problem: &str) {
-        tracing::warn!(service, problem, "a service is left out of a list");
+        // Why is for the client alone: it may be the server's own text.
+        tracing::warn!(service, "a service is left out of a list");
         if let Some(Open::Listing { list, .. }) = self.open.get_mut(open) {
             list.fail(service, problem);
         }
