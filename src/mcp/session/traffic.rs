@@ -10,7 +10,8 @@ use crate::mcp::answer;
 use crate::mcp::call::{Call, Ending};
 use crate::mcp::lines::TooLong;
 use crate::mcp::message::{
-    Answer, AnswerBody, Field, IdKey, Message, Notification, Refusal, Request, id_of_refused, parse,
+    Answer, AnswerBody, Field, IdKey, Message, Notification, Refusal, Request, answered_by_refused, id_of_refused,
+    parse,
 };
 use crate::mcp::metrics::Direction;
 use crate::mcp::policy::{Decision, Denial, decide};
@@ -180,10 +181,21 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
                 }
                 self.client.push(line);
             }
-            Err(refusal) => {
-                let service = &*self.around.service.name;
-                tracing::warn!(service, %refusal, bytes = line.len(), "the upstream sent a line that is no message: dropped");
-            }
+            Err(refusal) => self.on_unreadable(&refusal, line),
+        }
+    }
+
+    /// What was meant as an answer settles its request, so that the client need not wait for its time-out.
+    fn on_unreadable(&mut self, refusal: &Refusal, line: &[u8]) {
+        let service = &self.around.service.name;
+        tracing::warn!(service = &**service, %refusal, bytes = line.len(), "the upstream sent a line that is no message: dropped");
+        let Some(key) = answered_by_refused(line) else { return };
+        let failure =
+            Failure::new(service, "bad_answer", format_args!("the server's answer cannot be read: {refusal}"));
+        let versions = self.upstream.versions_for(&key);
+        self.upstream.answered(&key, None);
+        if let Some((call, recorded)) = self.ledger.settle(&key, versions, &Ending::Failed(&failure)) {
+            self.answer_failure(&call, recorded, failure.code, &failure.message, failure.kind);
         }
     }
 
