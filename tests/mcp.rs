@@ -245,6 +245,62 @@ async fn no_child_outlives_its_client_or_the_sidecar() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_child_outlives_a_sidecar_that_was_killed() {
+    let sidecar = sidecar(&[("deaf", "type: mcp\ncommand: [sleep, \"600\"]\n".to_owned())]);
+    let mut client = Client::connect(&sidecar.service_socket("deaf")).await;
+    client.send(r#"{"jsonrpc":"2.0","id":1,"method":"x"}"#).await;
+    let pid = eventually(Duration::from_secs(10), "the child is started", || async {
+        sidecar.status()["detail"]["mcp"]["services"]["deaf"]["children"][0]["pid"].as_u64()
+    })
+    .await;
+    let pid = u32::try_from(pid).unwrap();
+    assert!(alive(pid));
+    sidecar.signal(libc::SIGKILL);
+    eventually(Duration::from_secs(5), "the child ends", || async { (!alive(pid)).then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_an_upstream_says_amiss_reaches_the_log() {
+    let script = r#"read -r line
+echo 'LEAK-me'
+for key in jsonrpc id method params result error; do echo "{\"jsonrpc\":\"2.0\",\"id\":1,\"$key\":\"LEAK-me\"}"; done
+echo '{"jsonrpc":"2.0","id":1,"method":"x","params":{"_meta":"LEAK-me"}}'
+echo '{"jsonrpc":"2.0","method":"notifications/last"}'
+cat >/dev/null"#;
+    let argv = ["sh", "-c", script].map(str::to_owned);
+    let sidecar = sidecar(&[("leaky", stdio(&argv))]);
+    let mut client = Client::connect(&sidecar.service_socket("leaky")).await;
+    client.send(r#"{"jsonrpc":"2.0","id":1,"method":"x"}"#).await;
+    while !client.line().await.unwrap().contains("notifications/last") {}
+    let answer = client.received.iter().find(|line| line.contains("\"error\"")).expect("the request is answered");
+    assert!(answer.contains("bad_answer") && !answer.contains("LEAK"), "{answer}");
+    assert!(sidecar.stderr().contains("is no message"));
+    assert!(!sidecar.stderr().contains("LEAK"), "{}", sidecar.stderr());
+    assert!(!sidecar.status().to_string().contains("LEAK"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sockets_that_were_removed_come_back_and_their_clients_stay() {
+    let sidecar = sidecar(&[("cat", "type: mcp\ncommand: [cat]\n".to_owned())]);
+    let mut before = Client::connect(&sidecar.service_socket("cat")).await;
+    std::fs::remove_dir_all(sidecar.folder.path("run")).unwrap();
+    for socket in [sidecar.socket(), sidecar.service_socket("cat")] {
+        eventually(Duration::from_secs(10), "the socket is back", async || {
+            tokio::net::UnixStream::connect(&socket).await.ok()
+        })
+        .await;
+    }
+    eventually(Duration::from_secs(10), "the admin socket is back", async || {
+        sidecar.folder.mcpeg(&["status"]).status.success().then_some(())
+    })
+    .await;
+    for client in [&mut before, &mut Client::connect(&sidecar.service_socket("cat")).await] {
+        client.send(r#"{"jsonrpc":"2.0","method":"notifications/x"}"#).await;
+        assert!(client.line().await.unwrap().contains("notifications/x"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connect_says_what_is_wrong() {
     let sidecar = sidecar(&[("child", stdio(&python_stdio()))]);
     let output = sidecar.folder.mcpeg(&["connect", "nobody"]);

@@ -2,9 +2,11 @@
 //!
 //! Who may: the process's own uid, and those of `allow_uids`, by the credentials that the kernel gives (`SO_PEERCRED`); up to
 //! `max_connections` at once. Everybody else is closed, and that is audited. It reads and writes no message.
+//!
+//! A socket whose name was removed or replaced, by a cleaner of old files for instance, is published again within `CHECK_NAMES`.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +15,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::MissedTickBehavior;
 
 use super::answer;
 use super::call::Peer;
@@ -38,6 +41,9 @@ pub async fn run(
     let mut registry = shared.registry.subscribe();
     let mut loops = JoinSet::new();
     let mut running = HashMap::new();
+    let mut names = Names::default();
+    let mut check = tokio::time::interval(CHECK_NAMES);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let now = registry.borrow_and_update().clone();
         reconcile(&shared, &accepted, &now, &mut loops, &mut running)?;
@@ -46,11 +52,51 @@ pub async fn run(
         tokio::select! {
             () = shutdown.requested() => break,
             changed = registry.changed() => if changed.is_err() { break },
+            _ = check.tick() => names.restore(&shared),
         }
     }
     // Their names go now, so that nobody waits in the backlog of a socket on which nobody accepts.
     shared.update(|registry| registry.sockets.clear());
     Ok(())
+}
+
+/// Brings back the names of sockets that nobody can find any more.
+#[derive(Default)]
+struct Names {
+    /// The sockets whose names could not be brought back, which is logged once for each.
+    failed: HashSet<u32>,
+}
+
+impl Names {
+    fn restore(&mut self, shared: &Shared) {
+        let registry = shared.registry.borrow().clone();
+        let mut renewed = HashMap::new();
+        for socket in &registry.sockets {
+            let (number, path) = (socket.bound.number(), socket.bound.path().display());
+            match socket.bound.renewed() {
+                Ok(None) => drop(self.failed.remove(&number)),
+                Ok(Some(bound)) => {
+                    tracing::warn!(socket = socket.target.name(), %path, "the socket's name was gone: published again");
+                    renewed.insert(number, Arc::new(bound));
+                }
+                Err(error) if self.failed.insert(number) => {
+                    tracing::error!(%error, socket = socket.target.name(), "the socket's name is gone and cannot be given again");
+                }
+                Err(_) => {}
+            }
+        }
+        self.failed.retain(|number| registry.sockets.iter().any(|socket| socket.bound.number() == *number));
+        if renewed.is_empty() {
+            return;
+        }
+        shared.update(|registry| {
+            for socket in &mut registry.sockets {
+                if let Some(bound) = renewed.remove(&socket.bound.number()) {
+                    socket.bound = bound;
+                }
+            }
+        });
+    }
 }
 
 /// Starts a loop for each new socket and ends those of sockets that are no more.
@@ -148,6 +194,8 @@ fn may_connect(uid: u32, allowed: &[u32]) -> bool {
     uid == rustix::process::geteuid().as_raw() || allowed.contains(&uid)
 }
 
+/// How often it is looked whether the sockets are where they should be.
+const CHECK_NAMES: Duration = Duration::from_secs(2);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const COURTESY: Duration = Duration::from_millis(100);
 
