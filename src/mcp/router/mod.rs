@@ -60,6 +60,9 @@ pub struct Router {
     count: u64,
     /// What the client speaks, by its last request.
     era: Option<Era>,
+    /// Of the protocol, as a legacy client has agreed on it.
+    version: Option<&'static str>,
+    started: Instant,
     client_reads: bool,
     client_writes: bool,
 }
@@ -111,6 +114,8 @@ impl Router {
             mark: random(),
             count: 0,
             era: None,
+            version: None,
+            started: Instant::now(),
             client_reads: true,
             client_writes: true,
         }
@@ -205,14 +210,14 @@ impl Router {
                 self.record_unsent(service, &ask, &Ending::ClientGone);
             }
         }
-        let Self { mut client, mut sessions, shared, name, client_reads, .. } = self;
+        let Self { mut client, mut sessions, shared, name, client_reads, version, started, .. } = self;
         if client_reads {
             client.flush(FLUSH_PATIENCE).await;
         }
         drop(client);
         // The sessions have seen the end of their pipes.
         while sessions.join_next().await.is_some() {}
-        shared.recorder.metrics.session_closed(&name);
+        shared.recorder.metrics.session_closed(&name, version, started.elapsed());
     }
 }
 

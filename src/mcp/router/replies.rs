@@ -233,7 +233,7 @@ impl Router {
     pub(super) fn record_unsent(&self, service: &str, ask: &Ask, ending: &Ending<'_>) {
         let Ask::Line(line) = ask else { return };
         let Ok(Message::Request(request)) = parse(line) else { return };
-        let call = Call::begin(&request, service);
+        let call = Call::begin(&request, service, self.version);
         if let Err(error) = self.shared.recorder.settle(&call, &service.into(), self.peer, ending) {
             tracing::error!(%error, service, "a request that was not sent could not be audited");
         }

@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use self::ledger::Ledger;
 use super::call::Peer;
@@ -67,6 +67,9 @@ pub struct Session<R, W> {
     client_reads: bool,
     client_writes: bool,
     closing: bool,
+    /// Of the protocol, as a legacy client has agreed on it.
+    version: Option<&'static str>,
+    started: Instant,
 }
 
 impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
@@ -89,6 +92,8 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             client_reads: true,
             client_writes: true,
             closing: now.closing,
+            version: None,
+            started: Instant::now(),
             around,
         }
     }
@@ -189,14 +194,14 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         } else {
             self.record_the_rest();
         }
-        let Self { upstream, next, mut closing_upstreams, ledger, client, around, .. } = self;
+        let Self { upstream, next, mut closing_upstreams, ledger, client, around, version, started, .. } = self;
         drop((ledger, client));
         closing_upstreams.spawn(upstream.close());
         if let Some(next) = next {
             closing_upstreams.spawn(next.close());
         }
         while closing_upstreams.join_next().await.is_some() {}
-        around.recorder.metrics.session_closed(&around.service.name);
+        around.recorder.metrics.session_closed(&around.service.name, version, started.elapsed());
     }
 }
 

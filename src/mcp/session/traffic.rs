@@ -15,8 +15,9 @@ use crate::mcp::message::{
 };
 use crate::mcp::metrics::Direction;
 use crate::mcp::policy::{Decision, Denial, decide};
-use crate::mcp::protocol::{CANCELLED, INITIALIZE, LISTEN, code};
+use crate::mcp::protocol::{CANCELLED, INITIALIZE, LISTEN, code, known_version};
 use crate::mcp::upstream::outgoing::Outgoing;
+use crate::mcp::upstream::replay::Agreed;
 use crate::mcp::upstream::{Event, Failure, Gone, Upstream};
 use crate::ports::AuditRefused;
 
@@ -125,7 +126,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     }
 
     fn on_request(&mut self, request: &Request<'_>, line: &Bytes) {
-        let mut call = Call::begin(request, &self.around.service.name);
+        let mut call = Call::begin(request, &self.around.service.name, self.version);
         if self.ledger.contains(&request.key) {
             let message = "the id belongs to a request that is not answered yet".to_owned();
             return self.deny(&call, &Denial { code: code::INVALID_REQUEST, message, kind: "duplicate_id" });
@@ -209,6 +210,10 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         self.upstream.answered(key, result);
         // Whoever has waited no longer has got an error already.
         let Some((call, recorded)) = self.ledger.settle(key, versions, &ending) else { return };
+        if call.method == INITIALIZE {
+            let agreed = result.and_then(Agreed::of);
+            self.version = agreed.and_then(|agreed| known_version(&agreed.version));
+        }
         match recorded {
             Ok(()) => self.client.push(line),
             Err(error) => self.answer_unaudited(&call, &error),
