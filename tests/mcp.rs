@@ -122,6 +122,28 @@ async fn one_dead_upstream_leaves_the_others_listed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_was_left_out_of_a_list_is_announced_when_it_answers() {
+    let slow = r#"while [ ! -e "$0" ]; do sleep 0.05; done; while read -r line; do
+id=$(printf %s "$line" | sed 's/.*"id":\("[^"]*"\).*/\1/')
+case "$line" in
+*initialize\"*) echo "{\"jsonrpc\":\"2.0\",\"id\":$id,\"result\":{\"protocolVersion\":\"2025-11-25\",\"capabilities\":{\"tools\":{}},\"serverInfo\":{}}}";;
+*list*) echo "{\"jsonrpc\":\"2.0\",\"id\":$id,\"result\":{\"tools\":[{\"name\":\"t\",\"inputSchema\":{}}]}}";;
+esac; done"#;
+    let flag = tempfile::tempdir().unwrap();
+    let flag = flag.path().join("go");
+    let argv = ["sh", "-c", slow, flag.to_str().unwrap()].map(str::to_owned);
+    let sidecar = sidecar(&[("slow", format!("{}timeout: 1s\n", stdio(&argv)))]);
+    let mut client = Client::initialized(&sidecar.socket()).await;
+    let list = client.request("tools/list", json!({})).await;
+    assert_eq!(list["result"]["tools"], json!([]), "{list}");
+    assert!(list["result"]["_meta"].to_string().contains("slow"), "{list}");
+    std::fs::create_dir(&flag).unwrap();
+    assert!(client.line().await.unwrap().contains("notifications/tools/list_changed"));
+    let list = client.request("tools/list", json!({})).await;
+    assert_eq!(list["result"]["tools"][0]["name"], "slow__t", "{list}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn messages_pass_byte_for_byte() {
     let cat = "type: mcp\ncommand: [cat]\n".to_owned();
     let sidecar = sidecar(&[("cat", cat)]);
@@ -250,7 +272,7 @@ async fn no_child_outlives_a_sidecar_that_was_killed() {
     let mut client = Client::connect(&sidecar.service_socket("deaf")).await;
     client.send(r#"{"jsonrpc":"2.0","id":1,"method":"x"}"#).await;
     let pid = eventually(Duration::from_secs(10), "the child is started", || async {
-        sidecar.status()["detail"]["mcp"]["services"]["deaf"]["children"][0]["pid"].as_u64()
+        sidecar.status()["mcp"]["services"]["deaf"]["children"][0]["pid"].as_u64()
     })
     .await;
     let pid = u32::try_from(pid).unwrap();

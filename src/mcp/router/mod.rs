@@ -8,6 +8,7 @@
 //! Invariants: every id in `open` is answered or cancelled once; ids of our own begin with a random mark, so that no client's id is
 //! one; requests that go to one service are recorded by the session behind its branch, all others here.
 
+mod absent;
 mod branch;
 mod lists;
 mod names;
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use self::absent::Absent;
 use self::branch::Branch;
 use self::lists::Collection;
 use super::call::{Call, Ending, Peer};
@@ -54,6 +56,8 @@ pub struct Router {
     open: HashMap<IdKey, Open>,
     /// Our own requests to services.
     own: HashMap<IdKey, Own>,
+    /// Services that are missing from lists which the client has.
+    absent: BTreeMap<String, Absent>,
     /// Which service has listed a resource.
     resources: HashMap<String, String>,
     mark: u64,
@@ -91,8 +95,18 @@ enum Open {
 
 /// A request of our own, and whom it is for.
 enum Own {
-    Page { open: IdKey, service: String },
-    Search { open: IdKey, service: String },
+    Page {
+        open: IdKey,
+        service: String,
+    },
+    Search {
+        open: IdKey,
+        service: String,
+    },
+    /// To a service that was left out of a list.
+    Again {
+        service: String,
+    },
 }
 
 impl Router {
@@ -110,6 +124,7 @@ impl Router {
             sessions: JoinSet::new(),
             open: HashMap::new(),
             own: HashMap::new(),
+            absent: BTreeMap::new(),
             resources: HashMap::new(),
             mark: random(),
             count: 0,
@@ -194,7 +209,8 @@ impl Router {
             Open::Listing { deadline, .. } => Some(*deadline),
             Open::Routed { .. } | Open::Searching { .. } => None,
         });
-        lists.chain(self.branches.values().filter_map(Branch::deadline)).min()
+        let absent = self.absent.values().map(|absent| absent.again);
+        lists.chain(absent).chain(self.branches.values().filter_map(Branch::deadline)).min()
     }
 
     async fn finish(mut self) {

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::Instant;
@@ -198,7 +197,9 @@ impl Router {
             !lacks
         });
         let asked: Vec<Arc<Service>> = asked.cloned().collect();
-        let deadline = Instant::now() + LIST_PATIENCE;
+        // The session behind a branch keeps to its service's own time-out; the list waits for the most patient of them.
+        let deadline =
+            Instant::now() + asked.iter().map(|service| service.settings().timeout).max().unwrap_or_default();
         self.open.insert(request.key.clone(), Open::Listing { call, era, list, deadline });
         for service in &asked {
             self.ask_for_page(&request.key, kind, service, era, None);
@@ -220,7 +221,7 @@ impl Router {
         self.submit(key, Ask::Page { id, method: kind.method(), cursor }, service, era);
     }
 
-    fn submit(&mut self, key: IdKey, ask: Ask, service: &Arc<Service>, era: Era) {
+    pub(super) fn submit(&mut self, key: IdKey, ask: Ask, service: &Arc<Service>, era: Era) {
         let greeting = self.next_id();
         let shared = self.shared.clone();
         self.branch(service).submit(key, ask, era, &shared.identity, || greeting);
@@ -273,6 +274,3 @@ fn capabilities(list_changed: bool) -> serde_json::Value {
     let capability = || if list_changed { json!({ "listChanged": true }) } else { json!({}) };
     json!({ "tools": capability(), "prompts": capability(), "resources": capability() })
 }
-
-/// How long a list waits for services before it leaves out those that do not answer.
-const LIST_PATIENCE: Duration = Duration::from_secs(10);
