@@ -1,13 +1,15 @@
 //! mcpeg, the sidecar beside an LLM agent.
 //!
 //! The map: `cli` reads the command line, `app` composes the domains (`secrets`, `render`, `mcp`, `telemetry`, `admin`), `supervisor`
-//! runs their parts. Domains import only leaves (`secret`, `memory`, `lifecycle`, `ports`, `tls`, `local_socket`); `config` imports the domains' checked
+//! runs their parts. Domains import only leaves (`secret`, `memory`, `child`, `lifecycle`, `ports`, `tls`,
+//! `local_socket`); `config` imports the domains' checked
 //! settings. docs/ARCHITECTURE.md shows how a secret, a message and a record travel through them.
 
 #![deny(unsafe_code)]
 
 pub mod admin;
 pub mod app;
+pub mod child;
 pub mod cli;
 pub mod config;
 pub mod lifecycle;

@@ -48,6 +48,7 @@ pub struct BoundSocket {
     /// Device and inode, so that only our own name is removed.
     identity: (u64, u64),
     number: u32,
+    mode: AtomicU32,
 }
 
 /// Binds a socket for `path`. Nobody finds it before it is published.
@@ -66,7 +67,7 @@ pub fn prepare(path: &Path, mode: u32) -> Result<Prepared, SocketError> {
     }
     let listener = bound(&temporary, mode).map_err(io_error("bind"))?;
     let metadata = std::fs::symlink_metadata(&temporary).map_err(io_error("look at it"))?;
-    let socket = BoundSocket { listener, path: temporary, identity: identity(&metadata), number };
+    let socket = BoundSocket { listener, path: temporary, identity: identity(&metadata), number, mode: mode.into() };
     // The umask may have taken bits away.
     std::fs::set_permissions(&socket.path, PermissionsExt::from_mode(mode)).map_err(io_error("set the mode"))?;
     listen(&socket.listener, BACKLOG).map_err(|error| io_error("listen")(error.into()))?;
@@ -74,6 +75,11 @@ pub fn prepare(path: &Path, mode: u32) -> Result<Prepared, SocketError> {
 }
 
 impl Prepared {
+    /// Where it will be.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Gives the socket its name, in one step, in place of a dead one.
     pub fn publish(mut self) -> Result<BoundSocket, SocketError> {
         check_replaceable(&self.path)?;
@@ -107,7 +113,16 @@ impl BoundSocket {
         std::fs::symlink_metadata(&self.path).is_ok_and(|now| identity(&now) == self.identity)
     }
 
+    /// Another socket of the same path and mode, if this one's name has been removed or taken by a dead one.
+    pub fn renewed(&self) -> Result<Option<Self>, SocketError> {
+        if self.is_in_place() {
+            return Ok(None);
+        }
+        prepare(&self.path, self.mode.load(Ordering::Relaxed))?.publish().map(Some)
+    }
+
     pub fn set_mode(&self, mode: u32) -> io::Result<()> {
+        self.mode.store(mode, Ordering::Relaxed);
         std::fs::set_permissions(&self.path, PermissionsExt::from_mode(mode))
     }
 }
@@ -231,6 +246,23 @@ mod tests {
         let _other = std::os::unix::net::UnixListener::bind(&path).unwrap();
         drop(socket);
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_socket_whose_name_is_gone_is_renewed_with_its_mode() {
+        let folder = folder();
+        let path = folder.path().join("run/a.sock");
+        let socket = prepare(&path, 0o600).unwrap().publish().unwrap();
+        socket.set_mode(0o660).unwrap();
+        assert!(socket.renewed().unwrap().is_none());
+        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        let again = socket.renewed().unwrap().unwrap();
+        drop(socket);
+        assert_eq!(mode(&path), 0o660);
+        UnixStream::connect(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "precious").unwrap();
+        assert!(again.renewed().is_err());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Process memory that keeps no secret longer than it must. The one module with unsafe code.
+//! Process memory that keeps no secret longer than it must. With `child`, the only module with unsafe code.
 //!
 //! Owns three things:
 //! - `WipingAllocator`, the global allocator: every heap block is overwritten with zeros before it goes back to libc, also when a

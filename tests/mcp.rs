@@ -122,6 +122,28 @@ async fn one_dead_upstream_leaves_the_others_listed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_was_left_out_of_a_list_is_announced_when_it_answers() {
+    let slow = r#"while [ ! -e "$0" ]; do sleep 0.05; done; while read -r line; do
+id=$(printf %s "$line" | sed 's/.*"id":\("[^"]*"\).*/\1/')
+case "$line" in
+*initialize\"*) echo "{\"jsonrpc\":\"2.0\",\"id\":$id,\"result\":{\"protocolVersion\":\"2025-11-25\",\"capabilities\":{\"tools\":{}},\"serverInfo\":{}}}";;
+*list*) echo "{\"jsonrpc\":\"2.0\",\"id\":$id,\"result\":{\"tools\":[{\"name\":\"t\",\"inputSchema\":{}}]}}";;
+esac; done"#;
+    let flag = tempfile::tempdir().unwrap();
+    let flag = flag.path().join("go");
+    let argv = ["sh", "-c", slow, flag.to_str().unwrap()].map(str::to_owned);
+    let sidecar = sidecar(&[("slow", format!("{}timeout: 1s\n", stdio(&argv)))]);
+    let mut client = Client::initialized(&sidecar.socket()).await;
+    let list = client.request("tools/list", json!({})).await;
+    assert_eq!(list["result"]["tools"], json!([]), "{list}");
+    assert!(list["result"]["_meta"].to_string().contains("slow"), "{list}");
+    std::fs::create_dir(&flag).unwrap();
+    assert!(client.line().await.unwrap().contains("notifications/tools/list_changed"));
+    let list = client.request("tools/list", json!({})).await;
+    assert_eq!(list["result"]["tools"][0]["name"], "slow__t", "{list}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn messages_pass_byte_for_byte() {
     let cat = "type: mcp\ncommand: [cat]\n".to_owned();
     let sidecar = sidecar(&[("cat", cat)]);
@@ -198,13 +220,13 @@ async fn a_killed_http_upstream_is_said_and_comes_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_takes_too_long_is_answered_with_an_error() {
-    let sidecar = sidecar(&[("child", format!("{}timeout: 1s\n", stdio(&python_stdio())))]);
+    let sidecar = sidecar(&[("child", format!("{}timeout: 4s\n", stdio(&python_stdio())))]);
     let mut client = Client::initialized(&sidecar.service_socket("child")).await;
     client.call("echo", json!({ "text": "warm" })).await;
     let started = Instant::now();
     let answer = client.call("slow", json!({ "seconds": 30 })).await;
-    assert!(answer["error"]["message"].as_str().unwrap().contains("within 1s"), "{answer}");
-    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(answer["error"]["message"].as_str().unwrap().contains("within 4s"), "{answer}");
+    assert!(started.elapsed() < Duration::from_secs(8));
     assert!(client.call("echo", json!({ "text": "on" })).await["result"].is_object());
 }
 
@@ -242,6 +264,62 @@ async fn no_child_outlives_its_client_or_the_sidecar() {
     assert!(alive(two));
     assert!(sidecar.stop().await.success());
     eventually(Duration::from_secs(5), "the second child ends", || async { (!alive(two)).then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_child_outlives_a_sidecar_that_was_killed() {
+    let sidecar = sidecar(&[("deaf", "type: mcp\ncommand: [sleep, \"600\"]\n".to_owned())]);
+    let mut client = Client::connect(&sidecar.service_socket("deaf")).await;
+    client.send(r#"{"jsonrpc":"2.0","id":1,"method":"x"}"#).await;
+    let pid = eventually(Duration::from_secs(10), "the child is started", || async {
+        sidecar.status()["mcp"]["services"]["deaf"]["children"][0]["pid"].as_u64()
+    })
+    .await;
+    let pid = u32::try_from(pid).unwrap();
+    assert!(alive(pid));
+    sidecar.signal(libc::SIGKILL);
+    eventually(Duration::from_secs(5), "the child ends", || async { (!alive(pid)).then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_that_an_upstream_says_amiss_reaches_the_log() {
+    let script = r#"read -r line
+echo 'LEAK-me'
+for key in jsonrpc id method params result error; do echo "{\"jsonrpc\":\"2.0\",\"id\":1,\"$key\":\"LEAK-me\"}"; done
+echo '{"jsonrpc":"2.0","id":1,"method":"x","params":{"_meta":"LEAK-me"}}'
+echo '{"jsonrpc":"2.0","method":"notifications/last"}'
+cat >/dev/null"#;
+    let argv = ["sh", "-c", script].map(str::to_owned);
+    let sidecar = sidecar(&[("leaky", stdio(&argv))]);
+    let mut client = Client::connect(&sidecar.service_socket("leaky")).await;
+    client.send(r#"{"jsonrpc":"2.0","id":1,"method":"x"}"#).await;
+    while !client.line().await.unwrap().contains("notifications/last") {}
+    let answer = client.received.iter().find(|line| line.contains("\"error\"")).expect("the request is answered");
+    assert!(answer.contains("bad_answer") && !answer.contains("LEAK"), "{answer}");
+    assert!(sidecar.stderr().contains("is no message"));
+    assert!(!sidecar.stderr().contains("LEAK"), "{}", sidecar.stderr());
+    assert!(!sidecar.status().to_string().contains("LEAK"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sockets_that_were_removed_come_back_and_their_clients_stay() {
+    let sidecar = sidecar(&[("cat", "type: mcp\ncommand: [cat]\n".to_owned())]);
+    let mut before = Client::connect(&sidecar.service_socket("cat")).await;
+    std::fs::remove_dir_all(sidecar.folder.path("run")).unwrap();
+    for socket in [sidecar.socket(), sidecar.service_socket("cat")] {
+        eventually(Duration::from_secs(10), "the socket is back", async || {
+            tokio::net::UnixStream::connect(&socket).await.ok()
+        })
+        .await;
+    }
+    eventually(Duration::from_secs(10), "the admin socket is back", async || {
+        sidecar.folder.mcpeg(&["status"]).status.success().then_some(())
+    })
+    .await;
+    for client in [&mut before, &mut Client::connect(&sidecar.service_socket("cat")).await] {
+        client.send(r#"{"jsonrpc":"2.0","method":"notifications/x"}"#).await;
+        assert!(client.line().await.unwrap().contains("notifications/x"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

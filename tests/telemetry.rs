@@ -61,6 +61,8 @@ async fn reaches(collector: &Collector, endpoint: &str, protocol: &str) {
             trace,
             "mcp.method.name: Str(tools/call)",
             "gen_ai.tool.name: Str(echo)",
+            "gen_ai.operation.name: Str(execute_tool)",
+            "mcp.protocol.version: Str(2025-11-25)",
             "Name: mcp.server.operation.duration",
             "mcp.request",
             "secret.fetched",

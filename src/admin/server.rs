@@ -21,7 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, error, warn};
 
 use crate::lifecycle::{PartError, Shutdown};
@@ -82,6 +82,9 @@ impl Server {
     pub async fn run(mut self, mut shutdown: Shutdown) -> Result<(), PartError> {
         let mut changes = self.shared.listeners.subscribe();
         let mut accepting = Accepting::of(&changes.borrow_and_update())?;
+        let mut check = interval(CHECK_NAME);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut nameless = false;
         loop {
             tokio::select! {
                 accepted = accepting.next() => self.take(accepted, &shutdown).await,
@@ -90,6 +93,7 @@ impl Server {
                     Ok(new) => accepting = new,
                     Err(error) => error!(%error, "the new admin sockets cannot be used, the old ones stay"),
                 },
+                _ = check.tick() => nameless = self.restore_name(nameless),
                 Some(request) = self.reloads.recv() => self.reload(request),
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => report(ended),
                 () = shutdown.requested() => break,
@@ -134,6 +138,22 @@ impl Server {
             }
             None => warn!(?door, "an admin connection was turned away: all the others are being answered"),
         }
+    }
+
+    /// Publishes the Unix socket again if its name was removed. Whether it has none; `known`: and that it is in the log already.
+    fn restore_name(&self, known: bool) -> bool {
+        let socket = self.shared.listeners.borrow().unix.clone();
+        match socket.map(|socket| socket.renewed()) {
+            None | Some(Ok(None)) => return false,
+            Some(Ok(Some(bound))) => {
+                warn!(path = %bound.path().display(), "the admin socket's name was gone: published again");
+                self.shared.listeners.send_modify(|listeners| listeners.unix = Some(Arc::new(bound)));
+                return false;
+            }
+            Some(Err(error)) if !known => error!(%error, "the admin socket's name is gone and cannot be given again"),
+            Some(Err(_)) => {}
+        }
+        true
     }
 
     fn reload(&mut self, (reply, turn): ReloadRequest) {
@@ -242,4 +262,6 @@ const MAX_HEADERS: usize = 64;
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 const HEADERS_WITHIN: Duration = Duration::from_secs(2);
 const DRAIN_WITHIN: Duration = Duration::from_secs(2);
+/// How often it is looked whether the Unix socket is where it should be.
+const CHECK_NAME: Duration = Duration::from_secs(2);
 const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::metrics::{Metrics, Operation};
-use super::protocol::{TOOLS_CALL, method_label};
-use super::trace::{self, RequestSpan};
+use super::protocol::{PROMPTS_GET, TOOLS_CALL, code, known_version, method_label, names_a_subject};
+use super::trace::{self, RequestSpan, Subject, clip};
 use super::upstream::Failure;
-use crate::mcp::message::Request;
+use crate::mcp::message::{Field, Request};
 use crate::ports::{AuditEvent, AuditLog, AuditRefused, Outcome};
 
 /// Who is at the other end of a connection.
@@ -60,11 +60,21 @@ pub enum Ending<'a> {
 }
 
 impl Call {
-    pub fn begin(request: &Request<'_>, service: &str) -> Self {
+    /// `version`: of the protocol, as the client's legacy session has agreed on it.
+    pub fn begin(request: &Request<'_>, service: &str, version: Option<&'static str>) -> Self {
         let method = method_label(&request.method);
         let called = request.called_name();
         let parent = request.traceparent();
-        let span = trace::start(&request.method, called.as_deref(), service, request.id.raw(), parent.as_deref());
+        let uri = request.params.uri.and_then(Field::text).filter(|_| names_a_subject(method));
+        let subject = Subject {
+            method: &request.method,
+            name: called.as_deref(),
+            uri: uri.as_deref(),
+            service,
+            id: request.id.raw(),
+            version: request.modern_version().and_then(|version| known_version(&version)).or(version),
+        };
+        let span = trace::start(subject, parent.as_deref());
         Self {
             id: request.id.raw().into(),
             method,
@@ -85,6 +95,10 @@ impl Call {
     fn tool(&self) -> Option<&str> {
         (self.method == TOOLS_CALL).then_some(self.called.as_deref()).flatten()
     }
+
+    fn prompt(&self) -> Option<&str> {
+        (self.method == PROMPTS_GET).then_some(self.called.as_deref()).flatten()
+    }
 }
 
 impl Ending<'_> {
@@ -96,13 +110,24 @@ impl Ending<'_> {
         }
     }
 
+    /// The code of an error of the protocol, of bounded variety.
+    fn status(&self) -> Option<i64> {
+        match self {
+            Self::ErrorAnswer { code } => code.filter(|code| (-32800..=-32000).contains(code)),
+            Self::Failed(failure) => Some(failure.code.into()),
+            Self::TimedOut => Some(code::TIMED_OUT.into()),
+            Self::Answered { .. } | Self::Cancelled | Self::ClientGone | Self::Denied { .. } => None,
+        }
+    }
+
     /// The value of `error.type`.
     fn error(&self) -> Option<Cow<'static, str>> {
         Some(match self {
             Self::Answered { tool_error: false } => return None,
             Self::Answered { tool_error: true } => "tool_error".into(),
-            Self::ErrorAnswer { code: Some(code) } if (-32800..=-32000).contains(code) => code.to_string().into(),
-            Self::ErrorAnswer { .. } => "rpc_error".into(),
+            Self::ErrorAnswer { .. } => {
+                self.status().map_or_else(|| "rpc_error".into(), |code| code.to_string().into())
+            }
             Self::Failed(failure) => failure.kind.into(),
             Self::TimedOut => "timeout".into(),
             Self::Cancelled => "cancelled".into(),
@@ -124,10 +149,16 @@ impl Recorder {
         let now = Instant::now();
         let total = now.duration_since(call.started);
         let error = ending.error();
-        let operation =
-            Operation { method: call.method, service: service.clone(), tool: call.tool(), error: error.as_deref() };
+        let operation = Operation {
+            method: call.method,
+            service: service.clone(),
+            tool: call.tool(),
+            prompt: call.prompt(),
+            error: error.as_deref(),
+            status: ending.status(),
+        };
         self.metrics.answered(&operation, total, call.sent.map(|sent| now.duration_since(sent)));
-        call.span.finish(error.as_deref());
+        call.span.finish(error.as_deref(), ending.status());
         self.audit.record(event(call, service, peer, ending.outcome(), error, total))
     }
 
@@ -181,13 +212,3 @@ fn event(
     event.trace = call.span.ids;
     event
 }
-
-/// A client's word as it goes into a record: not longer than a name may be.
-fn clip(text: &str) -> &str {
-    match text.char_indices().nth(MAX_CHARS) {
-        Some((end, _)) => &text[..end],
-        None => text,
-    }
-}
-
-const MAX_CHARS: usize = 128;

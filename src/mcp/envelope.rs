@@ -2,6 +2,9 @@
 //!
 //! It knows which keys matter and that none of them may occur twice; what a message means is `message`'s business. Values that do not
 //! matter are checked for syntax and skipped without being built.
+//!
+//! Invariant: a refusal has words of ours, of serde_json's about syntax, and places; serde's own words about data quote values, and a
+//! value may be a secret.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -32,6 +35,8 @@ pub struct ResultPart<'a> {
 
 #[derive(Debug, Default)]
 pub struct ErrorPart<'a> {
+    /// `"error": null`, which some servers write beside a result.
+    pub is_null: bool,
     pub code: Option<i64>,
     pub message: Option<Field<'a>>,
 }
@@ -41,10 +46,10 @@ pub fn read(text: &str) -> Result<Envelope<'_>, Refusal> {
     selected(text).map_err(refusal)
 }
 
-/// The `id` of an object that has exactly one, whatever else is wrong with it.
-pub fn only_id(text: &str) -> Option<Field<'_>> {
-    let ids: OnlyId<'_> = selected(text).ok()?;
-    ids.0
+/// The `id` of an object that has exactly one, whatever else is wrong with it, and whether it has a `method`.
+pub fn only_id(text: &str) -> Option<(Field<'_>, bool)> {
+    let found: OnlyId<'_> = selected(text).ok()?;
+    Some((found.id?, found.has_method))
 }
 
 /// Tells a text that is no JSON at all from one that is a number, say.
@@ -57,7 +62,11 @@ pub fn not_an_object(text: &str) -> Refusal {
 
 fn refusal(error: serde_json::Error) -> Refusal {
     match error.classify() {
-        Category::Data => Refusal::Invalid(error.to_string()),
+        Category::Data => {
+            let text = error.to_string();
+            let place = || format!("a value of the wrong kind at line {} column {}", error.line(), error.column());
+            Refusal::Invalid(text.strip_prefix(OURS).map_or_else(place, str::to_owned))
+        }
         Category::Syntax | Category::Eof | Category::Io => Refusal::Syntax(error.to_string()),
     }
 }
@@ -73,6 +82,11 @@ fn selected<'a, T: Select<'a>>(text: &'a str) -> Result<T, serde_json::Error> {
 trait Select<'a>: Default {
     /// Reads the value of `key` if the key matters; `false` leaves it to be skipped.
     fn take<A: MapAccess<'a>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error>;
+
+    /// What stands for `null`.
+    fn null() -> Self {
+        Self::default()
+    }
 }
 
 impl<'a> Select<'a> for Envelope<'a> {
@@ -86,7 +100,7 @@ impl<'a> Select<'a> for Envelope<'a> {
             "error" => once(&mut self.error, key, map.next_value_seed(Selected::new()))?,
             _ => {
                 if ENVELOPE.iter().any(|known| key.eq_ignore_ascii_case(known)) {
-                    return Err(A::Error::custom(format_args!("the key {key:?} must be written in lower case")));
+                    return Err(A::Error::custom(format_args!("{OURS}the key {key:?} must be written in lower case")));
                 }
                 return Ok(false);
             }
@@ -133,6 +147,10 @@ impl<'a> Select<'a> for ErrorPart<'a> {
         }
         Ok(true)
     }
+
+    fn null() -> Self {
+        Self { is_null: true, ..Self::default() }
+    }
 }
 
 /// Whether a result says `"isError": true`.
@@ -150,21 +168,25 @@ impl<'a> Select<'a> for ToolError {
 }
 
 #[derive(Default)]
-struct OnlyId<'a>(Option<Field<'a>>);
+struct OnlyId<'a> {
+    id: Option<Field<'a>>,
+    has_method: bool,
+}
 
 impl<'a> Select<'a> for OnlyId<'a> {
     fn take<A: MapAccess<'a>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
+        self.has_method |= key.eq_ignore_ascii_case("method");
         if key != "id" {
             return Ok(false);
         }
-        once(&mut self.0, key, field(map))?;
+        once(&mut self.id, key, field(map))?;
         Ok(true)
     }
 }
 
 fn once<T, E: Error>(slot: &mut Option<T>, key: &str, value: Result<T, E>) -> Result<(), E> {
     if slot.is_some() {
-        return Err(E::custom(format_args!("the key {key:?} occurs twice")));
+        return Err(E::custom(format_args!("{OURS}the key {key:?} occurs twice")));
     }
     *slot = Some(value?);
     Ok(())
@@ -182,7 +204,7 @@ fn result_part<'a, A: MapAccess<'a>>(map: &mut A) -> Result<ResultPart<'a>, A::E
     Ok(ResultPart { raw, tool_error })
 }
 
-/// Reads an object by `T`'s selection; anything else is skipped and gives the default.
+/// Reads an object by `T`'s selection; a list is skipped and gives the default, `null` gives `T::null`, anything else is an error.
 struct Selected<T>(PhantomData<T>);
 
 impl<T> Selected<T> {
@@ -222,7 +244,7 @@ impl<'a, T: Select<'a>> Visitor<'a> for Selected<T> {
     }
 
     fn visit_unit<E: Error>(self) -> Result<T, E> {
-        Ok(T::default())
+        Ok(T::null())
     }
 }
 
@@ -253,4 +275,6 @@ impl<'a> Visitor<'a> for KeyText {
     }
 }
 
+/// Begins every error about data whose words are ours; serde's own begin otherwise.
+const OURS: &str = "mcpeg: ";
 const ENVELOPE: [&str; 6] = ["jsonrpc", "id", "method", "params", "result", "error"];

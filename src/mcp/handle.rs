@@ -65,7 +65,7 @@ impl McpHandle {
         }
         let mut new_sockets = Vec::new();
         for (path, target) in wanted_sockets(&settings, services.iter().map(|(service, _)| service)) {
-            if !registry.sockets.iter().any(|socket| serves(socket, &path, &target)) {
+            if !registry.sockets.iter().any(|socket| serves(socket, &path, &target) && socket.bound.is_in_place()) {
                 let mode = settings.unix.as_ref().map_or(0o600, |unix| unix.mode);
                 new_sockets.push((prepare(&path, mode)?, target));
             }
@@ -92,8 +92,15 @@ impl Staged {
         sockets.retain(|socket| wanted.iter().any(|(path, target)| serves(socket, path, target)));
         let mut failed = None;
         for (prepared, target) in new_sockets {
+            let present = sockets.iter().position(|socket| serves(socket, prepared.path(), &target));
+            if present.is_some_and(|at| sockets[at].bound.is_in_place()) {
+                continue;
+            }
             match prepared.publish() {
-                Ok(bound) => sockets.push(Socket { bound: Arc::new(bound), target }),
+                Ok(bound) => {
+                    present.map(|at| sockets.remove(at));
+                    sockets.push(Socket { bound: Arc::new(bound), target });
+                }
                 Err(error) => failed = Some(error),
             }
         }
@@ -143,7 +150,12 @@ impl StatusReport for McpHandle {
             };
             Condition { component: format!("service/{}", service.name), state, message }
         };
-        registry.services.values().map(condition).collect()
+        let hidden = registry.sockets.iter().filter(|socket| !socket.bound.is_in_place()).map(|socket| Condition {
+            component: format!("socket/{}", socket.target.name()),
+            state: ConditionState::Degraded,
+            message: format!("{} was removed or replaced: no client can connect there", socket.bound.path().display()),
+        });
+        registry.services.values().map(condition).chain(hidden).collect()
     }
 
     fn detail(&self) -> Value {

@@ -79,3 +79,18 @@ fn a_socket_that_cannot_be_made_refuses_the_settings_by_name() {
     assert!(error.to_string().ends_with("services/b.sock: something that is not a socket stands there"), "{error}");
     assert_eq!(names(&handle), ["aggregate", "a"]);
 }
+
+#[tokio::test]
+async fn a_socket_whose_name_is_gone_is_said_and_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let handle = built(settings(folder.path(), &[("a", "cat")])).unwrap();
+    let (aggregate, path) = (folder.path().join("mcpeg.sock"), folder.path().join("services/a.sock"));
+    std::fs::remove_file(&path).unwrap();
+    let said = |handle: &McpHandle| handle.conditions().iter().any(|condition| condition.component == "socket/a");
+    assert!(said(&handle));
+    handle.stage(settings(folder.path(), &[("a", "cat")])).unwrap().commit();
+    assert!(UnixStream::connect(&path).is_ok(), "a reload gives it its name again");
+    assert_eq!(names(&handle), ["aggregate", "a"]);
+    assert!(!said(&handle));
+    assert!(UnixStream::connect(&aggregate).is_ok());
+}

@@ -2,9 +2,11 @@
 //!
 //! Who may: the process's own uid, and those of `allow_uids`, by the credentials that the kernel gives (`SO_PEERCRED`); up to
 //! `max_connections` at once. Everybody else is closed, and that is audited. It reads and writes no message.
+//!
+//! A socket whose name was removed or replaced, by a cleaner of old files for instance, is published again within `CHECK_NAMES`.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +15,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::answer;
 use super::call::Peer;
@@ -38,6 +41,9 @@ pub async fn run(
     let mut registry = shared.registry.subscribe();
     let mut loops = JoinSet::new();
     let mut running = HashMap::new();
+    let mut names = Names::default();
+    let mut check = tokio::time::interval(CHECK_NAMES);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let now = registry.borrow_and_update().clone();
         reconcile(&shared, &accepted, &now, &mut loops, &mut running)?;
@@ -46,11 +52,51 @@ pub async fn run(
         tokio::select! {
             () = shutdown.requested() => break,
             changed = registry.changed() => if changed.is_err() { break },
+            _ = check.tick() => names.restore(&shared),
         }
     }
     // Their names go now, so that nobody waits in the backlog of a socket on which nobody accepts.
     shared.update(|registry| registry.sockets.clear());
     Ok(())
+}
+
+/// Brings back the names of sockets that nobody can find any more.
+#[derive(Default)]
+struct Names {
+    /// The sockets whose names could not be brought back, which is logged once for each.
+    failed: HashSet<u32>,
+}
+
+impl Names {
+    fn restore(&mut self, shared: &Shared) {
+        let registry = shared.registry.borrow().clone();
+        let mut renewed = HashMap::new();
+        for socket in &registry.sockets {
+            let (number, path) = (socket.bound.number(), socket.bound.path().display());
+            match socket.bound.renewed() {
+                Ok(None) => drop(self.failed.remove(&number)),
+                Ok(Some(bound)) => {
+                    tracing::warn!(socket = socket.target.name(), %path, "the socket's name was gone: published again");
+                    renewed.insert(number, Arc::new(bound));
+                }
+                Err(error) if self.failed.insert(number) => {
+                    tracing::error!(%error, socket = socket.target.name(), "the socket's name is gone and cannot be given again");
+                }
+                Err(_) => {}
+            }
+        }
+        self.failed.retain(|number| registry.sockets.iter().any(|socket| socket.bound.number() == *number));
+        if renewed.is_empty() {
+            return;
+        }
+        shared.update(|registry| {
+            for socket in &mut registry.sockets {
+                if let Some(bound) = renewed.remove(&socket.bound.number()) {
+                    socket.bound = bound;
+                }
+            }
+        });
+    }
 }
 
 /// Starts a loop for each new socket and ends those of sockets that are no more.
@@ -82,10 +128,11 @@ fn reconcile(
 
 async fn accept(shared: Arc<Shared>, listener: UnixListener, target: Target, accepted: mpsc::Sender<Accepted>) {
     let registry = shared.registry.subscribe();
+    let mut refused = Refused::default();
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                if let Some(connection) = admit(&shared, &registry, stream, &target).await
+                if let Some(connection) = admit(&shared, &registry, stream, &target, &mut refused).await
                     && accepted.send(connection).await.is_err()
                 {
                     return;
@@ -105,6 +152,7 @@ async fn admit(
     registry: &watch::Receiver<Arc<Registry>>,
     stream: UnixStream,
     target: &Target,
+    refused: &mut Refused,
 ) -> Option<Accepted> {
     let registry = registry.borrow().clone();
     let peer = match stream.peer_cred() {
@@ -115,12 +163,10 @@ async fn admit(
         }
     };
     if !may_connect(peer.uid, &registry.allow_uids) {
-        tracing::warn!(
-            uid = peer.uid,
-            pid = peer.pid,
-            socket = target.name(),
-            "a connection was refused: uid not allowed"
-        );
+        if let Some(unsaid) = refused.count() {
+            let (uid, pid, socket) = (peer.uid, peer.pid, target.name());
+            tracing::warn!(uid, pid, socket, unsaid, "a connection was refused: uid not allowed");
+        }
         shared.recorder.connection_denied(target.name(), peer, "uid_not_allowed");
         let text = format!("uid {} may not connect to mcpeg: it is not in transports.unix.allow_uids", peer.uid);
         refuse(stream, code::NOT_ALLOWED, &text).await;
@@ -128,13 +174,35 @@ async fn admit(
     }
     let limit = registry.limits.max_connections;
     let Some(permit) = ConnectionPermit::take(&shared.connections, limit) else {
-        tracing::warn!(limit, socket = target.name(), "a connection was refused: too many");
+        if let Some(unsaid) = refused.count() {
+            tracing::warn!(limit, socket = target.name(), unsaid, "a connection was refused: too many");
+        }
         shared.recorder.connection_denied(target.name(), peer, "too_many_connections");
         let text = format!("mcpeg serves {limit} connections already, which is the limit");
         refuse(stream, code::TOO_MANY, &text).await;
         return None;
     };
     Some(Accepted { stream, peer, target: target.clone(), permit })
+}
+
+/// Connections of one socket that were not let in. Each is audited; the log tells of one in `LOG_PAUSE`, with how many it left out.
+#[derive(Default)]
+struct Refused {
+    told: Option<Instant>,
+    unsaid: u64,
+}
+
+impl Refused {
+    /// One more. `Some`: it is to be told, with the number of those before it that were not.
+    fn count(&mut self) -> Option<u64> {
+        let now = Instant::now();
+        if self.told.is_some_and(|told| now.duration_since(told) < LOG_PAUSE) {
+            self.unsaid += 1;
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.unsaid))
+    }
 }
 
 /// A last word, so that the client can say why. A fresh socket has room for a line, and a client that is gone needs none.
@@ -148,12 +216,24 @@ fn may_connect(uid: u32, allowed: &[u32]) -> bool {
     uid == rustix::process::geteuid().as_raw() || allowed.contains(&uid)
 }
 
+/// How often it is looked whether the sockets are where they should be.
+const CHECK_NAMES: Duration = Duration::from_secs(2);
+const LOG_PAUSE: Duration = Duration::from_secs(10);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const COURTESY: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_refused_connections_is_told_with_its_number() {
+        let mut refused = Refused::default();
+        assert_eq!(refused.count(), Some(0));
+        assert!((0..1000).all(|_| refused.count().is_none()));
+        tokio::time::advance(LOG_PAUSE).await;
+        assert_eq!((refused.count(), refused.count()), (Some(1000), None));
+    }
 
     #[test]
     fn the_own_uid_always_may_and_others_only_when_named() {

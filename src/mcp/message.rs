@@ -122,7 +122,7 @@ impl IdKey {
     }
 }
 
-/// Why a message is not taken. The text is for whoever wrote the message.
+/// Why a message is not taken. The text is for whoever wrote the message, and for the log: it quotes no value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("not JSON: {0}")]
@@ -161,7 +161,14 @@ pub fn parse(line: &[u8]) -> Result<Message<'_>, Refusal> {
 /// The id of a message that was refused, if it has exactly one.
 pub fn id_of_refused(line: &[u8]) -> Option<Field<'_>> {
     let text = std::str::from_utf8(line).ok()?;
-    envelope::only_id(text).filter(|id| IdKey::of(*id).is_some())
+    envelope::only_id(text).map(|(id, _)| id).filter(|id| IdKey::of(*id).is_some())
+}
+
+/// The request that a refused message was meant to answer. A request of the peer has ids of its own, so that a message with a method
+/// answers nothing.
+pub fn answered_by_refused(line: &[u8]) -> Option<IdKey> {
+    let text = std::str::from_utf8(line).ok()?;
+    envelope::only_id(text).filter(|(_, has_method)| !has_method).and_then(|(id, _)| IdKey::of(id))
 }
 
 fn classify(envelope: Envelope<'_>) -> Result<Message<'_>, Refusal> {
@@ -192,7 +199,10 @@ fn classify_answer(envelope: Envelope<'_>) -> Result<Message<'_>, Refusal> {
     if key.is_none() && id.raw() != "null" {
         return invalid("\"id\" must be a string or a number");
     }
-    let body = match (envelope.result, envelope.error) {
+    let error = envelope.error.filter(|error| !error.is_null);
+    // Servers that write both members mean the one that is not null.
+    let result = envelope.result.filter(|result| error.is_none() || result.raw.raw() != "null");
+    let body = match (result, error) {
         (Some(result), None) => AnswerBody::Result { raw: result.raw, tool_error: result.tool_error },
         (None, Some(error)) => AnswerBody::Error { code: error.code, message: error.message },
         _ => return invalid("an answer has either \"result\" or \"error\""),

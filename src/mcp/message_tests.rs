@@ -148,3 +148,60 @@ proptest! {
         prop_assert_eq!(called.as_deref(), Some(name.as_str()));
     }
 }
+
+#[test]
+fn no_refusal_quotes_a_value() {
+    let values =
+        [r#""LEAK-me""#, r#"["LEAK-me"]"#, r#"{"code":"LEAK-me","a":"LEAK-me"}"#, "314159265", "true", "3.14159265"];
+    for key in ["jsonrpc", "id", "method", "params", "result", "error", "other"] {
+        for value in values {
+            for rest in
+                [r#""jsonrpc":"2.0","id":1"#, r#""jsonrpc":"2.0","id":1,"method":"x""#, r#""result":1,"jsonrpc":"2.0""#]
+            {
+                let line = format!("{{{rest},\"{key}\":{value}}}");
+                let Err(refusal) = parse(line.as_bytes()) else { continue };
+                let text = refusal.to_string();
+                assert!(!text.contains("LEAK") && !text.contains("14159") && !text.contains("true"), "{line}: {text}");
+            }
+        }
+    }
+    for line in [
+        r#"{"jsonrpc":"2.0","id":1,"method":"x","params":{"_meta":"LEAK"}}"#,
+        r#"{"jsonrpc":"2.0","id":1,"error":{"code":"LEAK","message":1,"message":"LEAK"},"id":2}"#,
+        r#"{"jsonrpc":"2.0","id":1,"error":"LEAK"#,
+        r#""LEAK""#,
+        r#"LEAK"#,
+    ] {
+        let text = refused(line).to_string();
+        assert!(!text.contains("LEAK"), "{line}: {text}");
+    }
+    let text = refused(r#"{"jsonrpc":"2.0","id":1,"error":"LEAK"}"#).to_string();
+    assert_eq!(text, "not a JSON-RPC 2.0 message: a value of the wrong kind at line 1 column 38");
+}
+
+#[test]
+fn a_null_member_of_an_answer_is_as_if_it_were_absent() {
+    let body = |line: &'static str| match parse(line.as_bytes()) {
+        Ok(Message::Answer(answer)) => answer.body,
+        other => panic!("{line}: {other:?}"),
+    };
+    assert!(matches!(body(r#"{"jsonrpc":"2.0","id":1,"result":{},"error":null}"#), AnswerBody::Result { .. }));
+    assert!(matches!(body(r#"{"jsonrpc":"2.0","id":1,"result":null,"error":null}"#), AnswerBody::Result { .. }));
+    assert!(matches!(
+        body(r#"{"jsonrpc":"2.0","id":1,"result":null,"error":{"code":5}}"#),
+        AnswerBody::Error { code: Some(5), .. }
+    ));
+    refused(r#"{"jsonrpc":"2.0","id":1,"error":null,"result":1,"error":{"code":5}}"#);
+    refused(r#"{"jsonrpc":"2.0","id":1,"error":null}"#);
+    refused(r#"{"jsonrpc":"2.0","id":1,"result":1,"error":{"code":5}}"#);
+}
+
+#[test]
+fn the_request_that_an_unreadable_line_answers_is_found() {
+    let found = |line: &str| answered_by_refused(line.as_bytes());
+    assert_eq!(found(r#"{"jsonrpc":"2.0","id":1,"error":"text"}"#), Some(IdKey::Integer(1)));
+    assert_eq!(found(r#"{"id":"a","result":1}"#), Some(IdKey::Text("a".into())));
+    assert_eq!(found(r#"{"jsonrpc":"2.0","id":1,"method":"x","params":"text"}"#), None);
+    assert_eq!(found(r#"{"id":1,"id":2,"error":"text"}"#), None);
+    assert_eq!(found("rubbish"), None);
+}

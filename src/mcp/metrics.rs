@@ -1,6 +1,6 @@
 //! The MCP domain's metrics, declared once. Names and boundaries are those of OpenTelemetry's semantic conventions for MCP.
 //!
-//! Invariant: the variety of every label is bounded: methods by the protocol, services by the configuration, tools by `MAX_TOOLS`.
+//! Invariant: the variety of every label is bounded: methods by the protocol, services by the configuration, tools and prompts together by `MAX_TOOLS`.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,9 +9,12 @@ use std::time::Duration;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, Meter, UpDownCounter};
 
+use super::trace::EXECUTE_TOOL;
+
 pub struct Metrics {
     server_operation: Histogram<f64>,
     client_operation: Histogram<f64>,
+    session_duration: Histogram<f64>,
     sessions: UpDownCounter<i64>,
     restarts: Counter<u64>,
     bytes: Counter<u64>,
@@ -23,8 +26,11 @@ pub struct Operation<'a> {
     pub method: &'static str,
     pub service: Arc<str>,
     pub tool: Option<&'a str>,
+    pub prompt: Option<&'a str>,
     /// The value of `error.type`, of bounded variety.
     pub error: Option<&'a str>,
+    /// The code of an error of the protocol, of bounded variety.
+    pub status: Option<i64>,
 }
 
 /// Where bytes came from.
@@ -53,6 +59,10 @@ impl Metrics {
                 "mcp.client.operation.duration",
                 "A request to an upstream, from its sending to its answer",
             ),
+            session_duration: operation(
+                "mcp.server.session.duration",
+                "A client's session, from its connection to its end",
+            ),
             sessions: meter.i64_up_down_counter("mcpeg.mcp.sessions").with_unit("{session}").build(),
             restarts: meter.u64_counter("mcpeg.mcp.child.restarts").with_unit("{restart}").build(),
             bytes: meter.u64_counter("mcpeg.mcp.io").with_unit("By").build(),
@@ -62,11 +72,18 @@ impl Metrics {
 
     /// A request of a client is answered. `upstream`: how long it was with the upstream, if it got there.
     pub fn answered(&self, operation: &Operation<'_>, total: Duration, upstream: Option<Duration>) {
-        let mut labels = Vec::with_capacity(4);
+        let mut labels = Vec::with_capacity(6);
         labels.push(KeyValue::new("mcp.method.name", operation.method));
         labels.push(KeyValue::new(SERVICE, operation.service.clone()));
         if let Some(tool) = operation.tool {
+            labels.push(KeyValue::new("gen_ai.operation.name", EXECUTE_TOOL));
             labels.push(KeyValue::new("gen_ai.tool.name", self.bounded(tool)));
+        }
+        if let Some(prompt) = operation.prompt {
+            labels.push(KeyValue::new("gen_ai.prompt.name", self.bounded(prompt)));
+        }
+        if let Some(status) = operation.status {
+            labels.push(KeyValue::new("rpc.response.status_code", status.to_string()));
         }
         if let Some(error) = operation.error {
             labels.push(KeyValue::new("error.type", error.to_owned()));
@@ -81,8 +98,12 @@ impl Metrics {
         self.sessions.add(1, &[KeyValue::new(SERVICE, service.clone())]);
     }
 
-    pub fn session_closed(&self, service: &Arc<str>) {
+    /// `version`: what the client spoke, if it said so.
+    pub fn session_closed(&self, service: &Arc<str>, version: Option<&'static str>, lasted: Duration) {
         self.sessions.add(-1, &[KeyValue::new(SERVICE, service.clone())]);
+        let mut labels = vec![KeyValue::new(SERVICE, service.clone()), KeyValue::new("network.transport", "unix")];
+        labels.extend(version.map(|version| KeyValue::new("mcp.protocol.version", version)));
+        self.session_duration.record(lasted.as_secs_f64(), &labels);
     }
 
     pub fn child_restarted(&self, service: &Arc<str>, reason: &'static str) {

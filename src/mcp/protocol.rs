@@ -60,6 +60,11 @@ pub const SET_LEVEL: &str = "logging/setLevel";
 /// A request of the modern era whose answer comes only when the subscription ends.
 pub const LISTEN: &str = "subscriptions/listen";
 
+/// A version as a label of bounded variety: `None` for one that is not the protocol's.
+pub fn known_version(version: &str) -> Option<&'static str> {
+    LEGACY.into_iter().chain([MODERN]).find(|known| *known == version)
+}
+
 /// The name of a method as a label of bounded variety: a method that the protocol knows, else `other`.
 pub fn method_label(method: &str) -> &'static str {
     KNOWN.iter().find(|known| **known == method).copied().unwrap_or("other")

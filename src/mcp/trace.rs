@@ -10,6 +10,7 @@ use tracing::Span;
 use tracing::field::Empty;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use super::protocol::{PROMPTS_GET, TOOLS_CALL};
 use crate::ports::TraceIds;
 
 /// The span of one request, with the ids under which it is recorded.
@@ -21,14 +22,30 @@ pub struct RequestSpan {
     pub onward: Option<String>,
 }
 
-/// Starts the span. `called` is the tool or the prompt, `id` the request's id as it was written.
-pub fn start(method: &str, called: Option<&str>, service: &str, id: &str, traceparent: Option<&str>) -> RequestSpan {
+/// What a span says of its request.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Subject<'a> {
+    pub method: &'a str,
+    /// The name in the parameters.
+    pub name: Option<&'a str>,
+    pub uri: Option<&'a str>,
+    pub service: &'a str,
+    /// As it was written.
+    pub id: &'a str,
+    pub version: Option<&'static str>,
+}
+
+/// Starts the span. Whatever a client has written is cut to `MAX_CHARS`.
+pub fn start(subject: Subject<'_>, traceparent: Option<&str>) -> RequestSpan {
     let parent = traceparent.and_then(parse);
     if !tracing::span_enabled!(target: "mcpeg::mcp", tracing::Level::INFO) {
         let onward = parent.is_some().then(|| traceparent.map(str::to_owned)).flatten();
         return RequestSpan { span: Span::none(), ids: parent.as_ref().map(ids), onward };
     }
-    let name = called.map_or_else(|| method.to_owned(), |called| format!("{method} {called}"));
+    let (method, called) = (clip(subject.method), subject.name.map(clip));
+    let tool = called.filter(|_| method == TOOLS_CALL);
+    let prompt = called.filter(|_| method == PROMPTS_GET);
+    let name = tool.or(prompt).map_or_else(|| method.to_owned(), |called| format!("{method} {called}"));
     let span = tracing::info_span!(
         target: "mcpeg::mcp",
         "mcp.request",
@@ -36,10 +53,15 @@ pub fn start(method: &str, called: Option<&str>, service: &str, id: &str, tracep
         otel.kind = "server",
         otel.status_code = Empty,
         mcp.method.name = method,
-        gen_ai.tool.name = called,
-        jsonrpc.request.id = id.trim_matches('"'),
-        mcpeg.service = service,
+        gen_ai.operation.name = tool.map(|_| EXECUTE_TOOL),
+        gen_ai.tool.name = tool,
+        gen_ai.prompt.name = prompt,
+        mcp.resource.uri = subject.uri.map(clip),
+        mcp.protocol.version = subject.version,
+        jsonrpc.request.id = clip(subject.id.trim_matches('"')),
+        mcpeg.service = subject.service,
         "error.type" = Empty,
+        rpc.response.status_code = Empty,
         network.transport = "unix",
     );
     if let Some(parent) = parent {
@@ -52,8 +74,11 @@ pub fn start(method: &str, called: Option<&str>, service: &str, id: &str, tracep
 }
 
 impl RequestSpan {
-    /// Says how the request ended. The span closes when this is dropped.
-    pub fn finish(&self, error: Option<&str>) {
+    /// Says how the request ended; `status` is the code of an error of the protocol. The span closes when this is dropped.
+    pub fn finish(&self, error: Option<&str>, status: Option<i64>) {
+        if let Some(status) = status {
+            self.span.record("rpc.response.status_code", status.to_string());
+        }
         if let Some(error) = error {
             self.span.record("otel.status_code", "ERROR");
             self.span.record("error.type", error);
@@ -87,9 +112,34 @@ fn ids(context: &SpanContext) -> TraceIds {
     TraceIds { trace_id: context.trace_id().to_bytes(), span_id: context.span_id().to_bytes() }
 }
 
+/// A client's word as it goes into a record: not longer than a name may be.
+pub fn clip(text: &str) -> &str {
+    match text.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => &text[..end],
+        None => text,
+    }
+}
+
+/// The value of `gen_ai.operation.name` for `tools/call`.
+pub const EXECUTE_TOOL: &str = "execute_tool";
+const MAX_CHARS: usize = 128;
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn call() -> Subject<'static> {
+        Subject { method: "tools/call", name: Some("echo"), service: "s", id: "1", ..Subject::default() }
+    }
+
+    fn ping() -> Subject<'static> {
+        Subject { method: "ping", service: "s", id: "1", ..Subject::default() }
+    }
+
+    #[test]
+    fn a_client_s_word_is_cut() {
+        assert_eq!((clip("échó"), clip(&"ü".repeat(500)).chars().count()), ("échó", MAX_CHARS));
+    }
 
     #[test]
     fn a_trace_context_is_read_and_written_alike_and_nonsense_is_ignored() {
@@ -110,10 +160,10 @@ mod tests {
     #[test]
     fn without_a_subscriber_the_context_goes_on_as_it_came() {
         let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let span = start("tools/call", Some("echo"), "s", "1", Some(text));
+        let span = start(call(), Some(text));
         assert_eq!(span.onward.as_deref(), Some(text));
         assert!(span.ids.is_some());
-        assert!(start("ping", None, "s", "1", Some("nonsense")).onward.is_none());
+        assert!(start(ping(), Some("nonsense")).onward.is_none());
     }
 
     #[test]
@@ -126,13 +176,13 @@ mod tests {
         let subscriber = tracing_subscriber::registry().with(layer);
         tracing::subscriber::with_default(subscriber, || {
             let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-            let span = start("tools/call", Some("echo"), "s", "1", Some(text));
+            let span = start(call(), Some(text));
             let onward = parse(span.onward.as_deref().unwrap()).unwrap();
             assert_eq!(onward.trace_id(), parse(text).unwrap().trace_id());
             assert_ne!(onward.span_id(), parse(text).unwrap().span_id());
             assert_eq!(span.ids.unwrap().span_id, onward.span_id().to_bytes());
-            span.finish(Some("timeout"));
-            assert!(start("ping", None, "s", "2", None).onward.is_some(), "without a caller it is a root");
+            span.finish(Some("timeout"), Some(-32011));
+            assert!(start(ping(), None).onward.is_some(), "without a caller it is a root");
         });
     }
 }

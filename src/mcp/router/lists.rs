@@ -154,14 +154,17 @@ impl Collection {
         self.parts.values().all(|part| part.done)
     }
 
-    /// Whoever has not answered yet is left out.
-    pub fn give_up(&mut self) {
+    /// Whoever has not answered yet is left out, and named.
+    pub fn give_up(&mut self) -> Vec<String> {
+        let mut left_out = Vec::new();
         for (service, part) in &mut self.parts {
             if !part.done {
                 tracing::warn!(service, list = self.kind.method(), "a service did not answer in time and is left out");
                 part.fail("it did not answer in time");
+                left_out.push(service.clone());
             }
         }
+        left_out
     }
 
     /// The result, as JSON.

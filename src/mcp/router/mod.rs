@@ -8,6 +8,7 @@
 //! Invariants: every id in `open` is answered or cancelled once; ids of our own begin with a random mark, so that no client's id is
 //! one; requests that go to one service are recorded by the session behind its branch, all others here.
 
+mod absent;
 mod branch;
 mod lists;
 mod names;
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use self::absent::Absent;
 use self::branch::Branch;
 use self::lists::Collection;
 use super::call::{Call, Ending, Peer};
@@ -54,12 +56,17 @@ pub struct Router {
     open: HashMap<IdKey, Open>,
     /// Our own requests to services.
     own: HashMap<IdKey, Own>,
+    /// Services that are missing from lists which the client has.
+    absent: BTreeMap<String, Absent>,
     /// Which service has listed a resource.
     resources: HashMap<String, String>,
     mark: u64,
     count: u64,
     /// What the client speaks, by its last request.
     era: Option<Era>,
+    /// Of the protocol, as a legacy client has agreed on it.
+    version: Option<&'static str>,
+    started: Instant,
     client_reads: bool,
     client_writes: bool,
 }
@@ -88,8 +95,18 @@ enum Open {
 
 /// A request of our own, and whom it is for.
 enum Own {
-    Page { open: IdKey, service: String },
-    Search { open: IdKey, service: String },
+    Page {
+        open: IdKey,
+        service: String,
+    },
+    Search {
+        open: IdKey,
+        service: String,
+    },
+    /// To a service that was left out of a list.
+    Again {
+        service: String,
+    },
 }
 
 impl Router {
@@ -107,10 +124,13 @@ impl Router {
             sessions: JoinSet::new(),
             open: HashMap::new(),
             own: HashMap::new(),
+            absent: BTreeMap::new(),
             resources: HashMap::new(),
             mark: random(),
             count: 0,
             era: None,
+            version: None,
+            started: Instant::now(),
             client_reads: true,
             client_writes: true,
         }
@@ -189,7 +209,8 @@ impl Router {
             Open::Listing { deadline, .. } => Some(*deadline),
             Open::Routed { .. } | Open::Searching { .. } => None,
         });
-        lists.chain(self.branches.values().filter_map(Branch::deadline)).min()
+        let absent = self.absent.values().map(|absent| absent.again);
+        lists.chain(absent).chain(self.branches.values().filter_map(Branch::deadline)).min()
     }
 
     async fn finish(mut self) {
@@ -205,14 +226,14 @@ impl Router {
                 self.record_unsent(service, &ask, &Ending::ClientGone);
             }
         }
-        let Self { mut client, mut sessions, shared, name, client_reads, .. } = self;
+        let Self { mut client, mut sessions, shared, name, client_reads, version, started, .. } = self;
         if client_reads {
             client.flush(FLUSH_PATIENCE).await;
         }
         drop(client);
         // The sessions have seen the end of their pipes.
         while sessions.join_next().await.is_some() {}
-        shared.recorder.metrics.session_closed(&name);
+        shared.recorder.metrics.session_closed(&name, version, started.elapsed());
     }
 }
 

@@ -49,16 +49,17 @@ impl Router {
         for service in late {
             self.greeted(&service, None, "it does not answer");
         }
+        self.ask_absent();
         let mut due = Vec::new();
         for (key, open) in &mut self.open {
             if let Open::Listing { list, deadline, .. } = open
                 && *deadline <= now
             {
-                list.give_up();
-                due.push(key.clone());
+                due.push((key.clone(), list.kind, list.give_up()));
             }
         }
-        for key in due {
+        for (key, kind, left_out) in due {
+            left_out.iter().for_each(|service| self.left_out(service, kind));
             self.finish_list_if_done(&key);
         }
     }
@@ -122,6 +123,7 @@ impl Router {
         let Ok(line) = std::str::from_utf8(line) else { return };
         match self.own.remove(key) {
             Some(Own::Page { open, service }) => self.on_page(&open, &service, answer, result),
+            Some(Own::Again { service }) => self.on_again(&service, &answer.body),
             Some(Own::Search { open, service }) => self.on_search(&open, &service, answer, line, result),
             None => self.on_routed(service, key, line, result),
         }
@@ -173,7 +175,10 @@ impl Router {
         match (page, found) {
             (Page::More(cursor), Some(service)) => self.ask_for_page(open, kind, &service, era, Some(cursor)),
             (Page::More(_), None) => self.page_failed(open, service, "it was removed"),
-            (Page::Last, _) => self.finish_list_if_done(open),
+            (Page::Last, _) => {
+                self.listed(service, kind);
+                self.finish_list_if_done(open);
+            }
         }
     }
 
@@ -233,7 +238,7 @@ impl Router {
     pub(super) fn record_unsent(&self, service: &str, ask: &Ask, ending: &Ending<'_>) {
         let Ask::Line(line) = ask else { return };
         let Ok(Message::Request(request)) = parse(line) else { return };
-        let call = Call::begin(&request, service);
+        let call = Call::begin(&request, service, self.version);
         if let Err(error) = self.shared.recorder.settle(&call, &service.into(), self.peer, ending) {
             tracing::error!(%error, service, "a request that was not sent could not be audited");
         }
@@ -250,14 +255,18 @@ impl Router {
         match self.own.remove(key) {
             Some(Own::Page { open, service }) => self.page_failed(&open, &service, problem),
             Some(Own::Search { open, .. }) => self.search_on(&open, None),
-            None => {}
+            // It is asked again later.
+            Some(Own::Again { .. }) | None => {}
         }
     }
 
     fn page_failed(&mut self, open: &IdKey, service: &str, problem: &str) {
-        tracing::warn!(service, problem, "a service is left out of a list");
+        // Why is for the client alone: it may be the server's own text.
+        tracing::warn!(service, "a service is left out of a list");
         if let Some(Open::Listing { list, .. }) = self.open.get_mut(open) {
             list.fail(service, problem);
+            let kind = list.kind;
+            self.left_out(service, kind);
         }
         self.finish_list_if_done(open);
     }
@@ -277,7 +286,7 @@ fn error_of(answer: &Answer<'_>, service: &str) -> String {
 impl Own {
     fn service(&self) -> &str {
         match self {
-            Self::Page { service, .. } | Self::Search { service, .. } => service,
+            Self::Page { service, .. } | Self::Search { service, .. } | Self::Again { service } => service,
         }
     }
 }

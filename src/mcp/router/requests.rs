@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::Instant;
@@ -64,7 +63,10 @@ impl Router {
         // `parse` has checked that the line is UTF-8.
         let Ok(text) = std::str::from_utf8(line) else { return };
         match request.method.as_ref() {
-            INITIALIZE => self.answer_at_once(request, &self.initialize_result(request)),
+            INITIALIZE => {
+                let result = self.initialize_result(request);
+                self.answer_at_once(request, &result);
+            }
             DISCOVER => self.answer_at_once(request, &self.discover_result()),
             PING => self.answer_at_once(request, "{}"),
             TOOLS_CALL | PROMPTS_GET => self.route_by_name(request, text, era, &registry),
@@ -98,9 +100,10 @@ impl Router {
         }
     }
 
-    fn initialize_result(&self, request: &Request<'_>) -> String {
+    fn initialize_result(&mut self, request: &Request<'_>) -> String {
         let wanted = request.params.protocol_version.and_then(Field::text);
-        let version = LEGACY.iter().find(|known| wanted.as_deref() == Some(**known)).unwrap_or(&LEGACY[0]);
+        let version = LEGACY.into_iter().find(|known| wanted.as_deref() == Some(known)).unwrap_or(LEGACY[0]);
+        self.version = Some(version);
         json!({
             "protocolVersion": version,
             "capabilities": capabilities(true),
@@ -147,7 +150,7 @@ impl Router {
             return self.refuse_request(request, code::INVALID_PARAMS, message, "unknown_resource");
         }
         let left: VecDeque<String> = registry.services.keys().cloned().collect();
-        let call = Call::begin(request, &self.name);
+        let call = Call::begin(request, &self.name, self.version);
         self.open.insert(request.key.clone(), Open::Searching { call, line: line.to_owned(), left });
         self.search_on(&request.key, None);
     }
@@ -184,7 +187,7 @@ impl Router {
             let message = "the aggregate gives its lists whole: no cursor is valid";
             return self.refuse_request(request, code::INVALID_PARAMS, message, "invalid_params");
         }
-        let call = Call::begin(request, &self.name);
+        let call = Call::begin(request, &self.name, self.version);
         let mut list = Collection::new(kind, registry.services.keys().cloned(), registry.limits.max_message_bytes);
         let asked = registry.services.values().filter(|service| {
             let lacks = self.branches.get(&*service.name).is_some_and(|branch| branch.lacks(kind.capability()));
@@ -194,7 +197,9 @@ impl Router {
             !lacks
         });
         let asked: Vec<Arc<Service>> = asked.cloned().collect();
-        let deadline = Instant::now() + LIST_PATIENCE;
+        // The session behind a branch keeps to its service's own time-out; the list waits for the most patient of them.
+        let deadline =
+            Instant::now() + asked.iter().map(|service| service.settings().timeout).max().unwrap_or_default();
         self.open.insert(request.key.clone(), Open::Listing { call, era, list, deadline });
         for service in &asked {
             self.ask_for_page(&request.key, kind, service, era, None);
@@ -216,14 +221,14 @@ impl Router {
         self.submit(key, Ask::Page { id, method: kind.method(), cursor }, service, era);
     }
 
-    fn submit(&mut self, key: IdKey, ask: Ask, service: &Arc<Service>, era: Era) {
+    pub(super) fn submit(&mut self, key: IdKey, ask: Ask, service: &Arc<Service>, era: Era) {
         let greeting = self.next_id();
         let shared = self.shared.clone();
         self.branch(service).submit(key, ask, era, &shared.identity, || greeting);
     }
 
     fn answer_at_once(&mut self, request: &Request<'_>, result: &str) {
-        let call = Call::begin(request, &self.name);
+        let call = Call::begin(request, &self.name, self.version);
         self.settle(&call, &Ending::Answered { tool_error: false }, answer::result(request.id, result));
     }
 
@@ -231,12 +236,16 @@ impl Router {
         let data = json!({ "supported": [MODERN], "requested": version });
         let message = format!("the protocol version {version:?} is not supported");
         let line = answer::error(Some(request.id), code::UNSUPPORTED_VERSION, &message, Some(&data));
-        self.settle(&Call::begin(request, &self.name), &Ending::Denied { kind: "unsupported_version" }, line);
+        self.settle(
+            &Call::begin(request, &self.name, self.version),
+            &Ending::Denied { kind: "unsupported_version" },
+            line,
+        );
     }
 
     fn refuse_request(&mut self, request: &Request<'_>, code: i32, message: &str, kind: &'static str) {
         let line = answer::error(Some(request.id), code, message, None);
-        self.settle(&Call::begin(request, &self.name), &Ending::Denied { kind }, line);
+        self.settle(&Call::begin(request, &self.name, self.version), &Ending::Denied { kind }, line);
     }
 
     fn refuse(&mut self, id: Option<Field<'_>>, refusal: &Refusal, kind: &str) {
@@ -265,6 +274,3 @@ fn capabilities(list_changed: bool) -> serde_json::Value {
     let capability = || if list_changed { json!({ "listChanged": true }) } else { json!({}) };
     json!({ "tools": capability(), "prompts": capability(), "resources": capability() })
 }
-
-/// How long a list waits for services before it leaves out those that do not answer.
-const LIST_PATIENCE: Duration = Duration::from_secs(10);

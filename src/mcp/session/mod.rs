@@ -3,8 +3,9 @@
 //! Nothing is shared between sessions, so no state of one client reaches another. The session follows its service: a new secret or new
 //! settings replace the upstream between two requests, and the client does not notice.
 //!
-//! Replacing: new requests go to the `next` upstream, which holds them; those under way are answered by the old one; then the old one
-//! is closed, and the next begins with what it inherits. Invariants: the client's connection outlives any upstream; each request is
+//! Replacing: new requests go to the `next` upstream, which holds them; those under way are answered by the old one; then the next
+//! begins with what it inherits, while the old one, which may be slow to end, is closed beside it. Another replacement waits until it is
+//! closed, and requests go to the present one meanwhile. Invariants: a session has two upstreams at most; the client's connection outlives any upstream; each request is
 //! recorded before its answer is queued; the client is not read while the upstream has no room, nor the upstream while the client
 //! has none.
 
@@ -19,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use self::ledger::Ledger;
 use super::call::Peer;
@@ -57,8 +58,7 @@ pub struct Session<R, W> {
     upstream: Upstream,
     /// Replaces `upstream` as soon as that is drained.
     next: Option<Upstream>,
-    /// What `upstream` begins with as soon as the old one is closed.
-    inheritance: Option<Inheritance>,
+    /// The one before, while it is being closed.
     closing_upstreams: JoinSet<()>,
     /// Requests of the upstream that the client has not answered.
     asked: HashSet<IdKey>,
@@ -67,6 +67,9 @@ pub struct Session<R, W> {
     client_reads: bool,
     client_writes: bool,
     closing: bool,
+    /// Of the protocol, as a legacy client has agreed on it.
+    version: Option<&'static str>,
+    started: Instant,
 }
 
 impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
@@ -82,7 +85,6 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             ledger,
             upstream,
             next: None,
-            inheritance: None,
             closing_upstreams: JoinSet::new(),
             asked: HashSet::new(),
             state,
@@ -90,6 +92,8 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             client_reads: true,
             client_writes: true,
             closing: now.closing,
+            version: None,
+            started: Instant::now(),
             around,
         }
     }
@@ -124,9 +128,12 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         !self.client_reads || ((self.closing || !self.client_writes) && self.ledger.only_endless())
     }
 
-    /// Where new messages go.
+    /// Where new messages go: to the next upstream as soon as nothing but what is under way keeps it from beginning.
     fn target(&mut self) -> &mut Upstream {
-        self.next.as_mut().unwrap_or(&mut self.upstream)
+        match &mut self.next {
+            Some(next) if self.closing_upstreams.is_empty() => next,
+            _ => &mut self.upstream,
+        }
     }
 
     fn on_client(&mut self, progress: std::io::Result<Progress>) {
@@ -149,11 +156,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         if revision != now.revision {
             self.settings = now.settings;
             self.replace("settings_changed");
-        } else if rotation != now.rotation
-            && self.inheritance.is_none()
-            && self.next.is_none()
-            && self.upstream.rotated()
-        {
+        } else if rotation != now.rotation && self.next.is_none() && self.upstream.rotated() {
             self.replace("secret_rotated");
         }
     }
@@ -171,18 +174,14 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     }
 
     fn replace_if_drained(&mut self) {
-        if self.inheritance.is_none()
+        if self.closing_upstreams.is_empty()
             && self.upstream.is_drained()
             && let Some(next) = self.next.take()
         {
-            self.inheritance = Some(self.upstream.bequeath());
+            let inheritance = self.upstream.bequeath();
             let old = std::mem::replace(&mut self.upstream, next);
             self.cancel_asked();
             self.closing_upstreams.spawn(old.close());
-        }
-        if self.closing_upstreams.is_empty()
-            && let Some(inheritance) = self.inheritance.take()
-        {
             self.upstream.begin(inheritance);
         }
     }
@@ -195,14 +194,14 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         } else {
             self.record_the_rest();
         }
-        let Self { upstream, next, mut closing_upstreams, ledger, client, around, .. } = self;
+        let Self { upstream, next, mut closing_upstreams, ledger, client, around, version, started, .. } = self;
         drop((ledger, client));
         closing_upstreams.spawn(upstream.close());
         if let Some(next) = next {
             closing_upstreams.spawn(next.close());
         }
         while closing_upstreams.join_next().await.is_some() {}
-        around.recorder.metrics.session_closed(&around.service.name);
+        around.recorder.metrics.session_closed(&around.service.name, version, started.elapsed());
     }
 }
 

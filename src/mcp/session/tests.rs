@@ -217,3 +217,60 @@ async fn after_the_clients_last_word_its_answers_still_come() {
     assert_eq!(client.receive().await, "", "then the connection is closed");
     client.end().await;
 }
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_read_settles_its_request_at_once_and_a_null_error_is_none() {
+    let odd = r#"
+while read -r line; do
+  id=$(printf %s "$line" | sed 's/.*"id":\([0-9]*\).*/\1/')
+  case "$line" in
+    *text*) echo "{\"jsonrpc\":\"2.0\",\"id\":$id,\"error\":\"LEAK one\"}";;
+    *both*) echo "{\"jsonrpc\":\"2.0\",\"id\":$id,\"result\":{},\"error\":{\"code\":1}}";;
+    *null*) echo "{\"jsonrpc\":\"2.0\",\"id\":$id,\"result\":{\"ok\":1},\"error\":null}";;
+    *asks*) echo "{\"jsonrpc\":\"2.0\",\"id\":$id,\"method\":\"x\",\"params\":\"one\"}"; echo "{\"jsonrpc\":\"2.0\",\"id\":$id,\"result\":2}";;
+  esac
+done"#;
+    let mut client = patient(odd);
+    for (id, method) in [(1, "text"), (2, "both")] {
+        let answer = client.ask(id, method).await;
+        assert_eq!((&answer["id"], &answer["error"]["data"]["reason"]), (&json!(id), &json!("bad_answer")), "{answer}");
+        assert!(!answer.to_string().contains("LEAK"), "{answer}");
+    }
+    assert_eq!(client.ask(3, "null").await["result"]["ok"], 1);
+    assert_eq!(client.ask(4, "asks").await["result"], 2, "a request of the server's has an id of its own");
+    assert_eq!(client.audit.column("error.type"), ["bad_answer", "bad_answer", "-", "-"]);
+    client.end().await;
+}
+
+#[tokio::test]
+async fn a_child_that_is_slow_to_end_keeps_no_request_waiting() {
+    let stubborn = format!("trap '' TERM; {SERVER}; sleep 30");
+    let mut client = patient(&stubborn);
+    client.greet().await;
+    assert_eq!(client.ask(1, "whoami").await["result"]["token"], "one");
+    for (id, value) in [(2, "two"), (3, "three")] {
+        client.secrets.set("token", value);
+        client.service.rotated();
+        let asked = tokio::time::Instant::now();
+        assert!(client.ask(id, "whoami").await["error"].is_null());
+        assert!(asked.elapsed() < Duration::from_millis(1500), "{:?}", asked.elapsed());
+        assert!(client.service.children().len() <= 2);
+    }
+    let mut id = 4;
+    while client.ask(id, "whoami").await["result"]["token"] != "three" {
+        assert!(client.service.children().len() <= 2);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        id += 1;
+    }
+    client.end().await;
+}
+
+#[tokio::test]
+async fn an_initialize_that_is_not_answered_in_time_is_not_cancelled() {
+    let deaf = r#"read -r line; read -r line; id=$(printf %s "$line" | sed 's/.*"id":\([0-9]*\).*/\1/')
+printf '{"jsonrpc":"2.0","id":%s,"result":%s}\n' "$id" "$line"; sleep 9"#;
+    let mut client = Client::connect(deaf, Duration::from_millis(500));
+    assert_eq!(client.ask(1, "initialize").await["error"]["code"], -32011);
+    assert_eq!(client.ask(2, "next").await["result"]["method"], "next", "nothing came between");
+    client.end().await;
+}

@@ -10,12 +10,14 @@ use crate::mcp::answer;
 use crate::mcp::call::{Call, Ending};
 use crate::mcp::lines::TooLong;
 use crate::mcp::message::{
-    Answer, AnswerBody, Field, IdKey, Message, Notification, Refusal, Request, id_of_refused, parse,
+    Answer, AnswerBody, Field, IdKey, Message, Notification, Refusal, Request, answered_by_refused, id_of_refused,
+    parse,
 };
 use crate::mcp::metrics::Direction;
 use crate::mcp::policy::{Decision, Denial, decide};
-use crate::mcp::protocol::{CANCELLED, INITIALIZE, LISTEN, code};
+use crate::mcp::protocol::{CANCELLED, INITIALIZE, LISTEN, code, known_version};
 use crate::mcp::upstream::outgoing::Outgoing;
+use crate::mcp::upstream::replay::Agreed;
 use crate::mcp::upstream::{Event, Failure, Gone, Upstream};
 use crate::ports::AuditRefused;
 
@@ -124,7 +126,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     }
 
     fn on_request(&mut self, request: &Request<'_>, line: &Bytes) {
-        let mut call = Call::begin(request, &self.around.service.name);
+        let mut call = Call::begin(request, &self.around.service.name, self.version);
         if self.ledger.contains(&request.key) {
             let message = "the id belongs to a request that is not answered yet".to_owned();
             return self.deny(&call, &Denial { code: code::INVALID_REQUEST, message, kind: "duplicate_id" });
@@ -183,10 +185,21 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
                 }
                 self.client.push(line);
             }
-            Err(refusal) => {
-                let service = &*self.around.service.name;
-                tracing::warn!(service, %refusal, bytes = line.len(), "the upstream sent a line that is no message: dropped");
-            }
+            Err(refusal) => self.on_unreadable(&refusal, line),
+        }
+    }
+
+    /// What was meant as an answer settles its request, so that the client need not wait for its time-out.
+    fn on_unreadable(&mut self, refusal: &Refusal, line: &[u8]) {
+        let service = &self.around.service.name;
+        tracing::warn!(service = &**service, %refusal, bytes = line.len(), "the upstream sent a line that is no message: dropped");
+        let Some(key) = answered_by_refused(line) else { return };
+        let failure =
+            Failure::new(service, "bad_answer", format_args!("the server's answer cannot be read: {refusal}"));
+        let versions = self.upstream.versions_for(&key);
+        self.upstream.answered(&key, None);
+        if let Some((call, recorded)) = self.ledger.settle(&key, versions, &Ending::Failed(&failure)) {
+            self.answer_failure(&call, recorded, failure.code, &failure.message, failure.kind);
         }
     }
 
@@ -200,6 +213,10 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         self.upstream.answered(key, result);
         // Whoever has waited no longer has got an error already.
         let Some((call, recorded)) = self.ledger.settle(key, versions, &ending) else { return };
+        if call.method == INITIALIZE {
+            let agreed = result.and_then(Agreed::of);
+            self.version = agreed.and_then(|agreed| known_version(&agreed.version));
+        }
         match recorded {
             Ok(()) => self.client.push(line),
             Err(error) => self.answer_unaudited(&call, &error),

@@ -4,7 +4,8 @@
 //! error, and the end: input closed, SIGTERM to the group, SIGKILL to the group, each after a bounded time.
 //!
 //! Invariants: the copies of secrets that a start needs are freed, and thereby wiped, when `spawn` returns; a group is only signalled
-//! while its leader has not been reaped, so that the number cannot have passed to somebody else; dropping a `Leader` kills the group.
+//! while its leader has not been reaped, so that the number cannot have passed to somebody else; dropping a `Leader` kills the group; a leader
+//! does not outlive this process (`child`).
 
 use std::ffi::OsStr;
 use std::io;
@@ -21,6 +22,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinSet;
 
+use crate::child;
 use crate::mcp::credentials::{CredentialError, Versions, resolve};
 use crate::mcp::lines::Lines;
 use crate::mcp::service::{ChildEntry, Service};
@@ -66,8 +68,8 @@ impl Process {
     ) -> Result<Self, SpawnError> {
         let mut versions = Versions::default();
         let program = settings.argv.first().cloned().ok_or(SpawnError::NoCommand)?;
-        // The command, a temporary, holds copies of the variables: it is freed at the end of the statement.
-        let spawned = command(&program, settings, secrets, &mut versions)?.spawn();
+        // The command holds copies of the variables: it is freed before `spawn` returns.
+        let spawned = child::spawn(command(&program, settings, secrets, &mut versions)?);
         let mut child = spawned.map_err(|source| SpawnError::Start { program: program.clone(), source })?;
         let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let group = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));

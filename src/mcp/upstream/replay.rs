@@ -60,6 +60,11 @@ impl Replay {
         self.agreed.as_ref()
     }
 
+    /// Whether `key` is an `initialize` that is not answered yet.
+    pub fn awaits(&self, key: &IdKey) -> bool {
+        self.offered.as_ref().is_some_and(|offered| offered.key.as_ref() == Some(key))
+    }
+
     /// The `initialize` to say first to a new upstream.
     pub fn initialize(&self) -> Option<&Outgoing> {
         self.initialize.as_ref()

@@ -8,7 +8,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::{Cause, State, StdioUpstream, Step};
 use crate::mcp::lines::Progress;
-use crate::mcp::message::{AnswerBody, IdKey, Message, parse};
+use crate::mcp::message::{AnswerBody, IdKey, Message, answered_by_refused, parse};
 use crate::mcp::settings::UpstreamSettings;
 use crate::mcp::upstream::outgoing::{Outgoing, Role};
 use crate::mcp::upstream::process::Process;
@@ -56,9 +56,23 @@ impl StdioUpstream {
         if !replaying && self.swallow.is_empty() {
             return false;
         }
-        let Ok(Message::Answer(answer)) = parse(line) else { return false };
+        let is_initialize =
+            |replay: &Replay, key: &IdKey| replay.initialize().is_some_and(|message| message.key.as_ref() == Some(key));
+        let answer = match parse(line) {
+            Ok(Message::Answer(answer)) => answer,
+            Ok(Message::Request(_) | Message::Notification(_)) => return false,
+            Err(_) => {
+                // An answer to what we said again, which nobody can read.
+                let Some(key) = answered_by_refused(line) else { return false };
+                if replaying && is_initialize(&self.replay, &key) {
+                    self.end(Cause::Replay);
+                    return true;
+                }
+                return self.swallow.remove(&key);
+            }
+        };
         let Some(key) = answer.key else { return false };
-        let is_initialize = self.replay.initialize().is_some_and(|message| message.key.as_ref() == Some(&key));
+        let is_initialize = is_initialize(&self.replay, &key);
         if replaying && is_initialize {
             self.replayed(&answer.body);
             return true;

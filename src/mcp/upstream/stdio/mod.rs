@@ -171,7 +171,8 @@ impl StdioUpstream {
             let message = self.held.remove(at);
             self.held_bytes -= message.map_or(0, |message| message.bytes.len());
         }
-        let known = self.passed.remove(key).is_some();
+        // The protocol does not let `initialize` be cancelled.
+        let known = self.passed.remove(key).is_some() && !self.replay.awaits(key);
         if let State::Ready { process } = &mut self.state
             && known
         {
