@@ -86,7 +86,10 @@ impl Reloader {
     pub async fn reload_now(&self, cause: &'static str) -> ReloadOutcome {
         let _turn = self.turn.lock().await;
         let outcome = self.attempt().await;
-        self.count.add(1, &[KeyValue::new("outcome", outcome.as_str())]);
+        // A look at the files that found nothing new is no reload.
+        if cause != FILE || outcome != ReloadOutcome::Unchanged {
+            self.count.add(1, &[KeyValue::new("outcome", outcome.as_str())]);
+        }
         let before = lock(&self.last).replace(outcome.clone());
         // A file that came to be followed is looked at once more: the same rejection is no news then.
         if cause != FILE || before.as_ref() != Some(&outcome) || matches!(outcome, ReloadOutcome::Applied { .. }) {
