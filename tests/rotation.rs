@@ -108,8 +108,11 @@ async fn no_call_fails_while_the_credential_rotates() {
     let sidecar = Sidecar::start(folder(&bao, &upstream.url));
     let stop = tokio_util::sync::CancellationToken::new();
     let mut callers = tokio::task::JoinSet::new();
+    let mut seen_by = Vec::new();
     for service in ["weather", "local", "weather"] {
         let (socket, stop) = (sidecar.service_socket(service), stop.clone());
+        let (seen_now, seen_here) = tokio::sync::watch::channel(0);
+        seen_by.push(seen_here);
         callers.spawn(async move {
             let mut client = Client::initialized(&socket).await;
             let (mut calls, mut failed, mut seen) = (0, Vec::new(), std::collections::BTreeSet::new());
@@ -121,19 +124,26 @@ async fn no_call_fails_while_the_credential_rotates() {
                 }
                 let who = &answer["result"]["structuredContent"];
                 seen.insert(format!("{}{}", who["x_api_key_sha256"], who["env_sha256"]));
+                seen_now.send_replace(seen.len());
             }
-            (calls, failed, seen.len())
+            (calls, failed)
         });
     }
-    for number in 1..=4 {
-        tokio::time::sleep(Duration::from_millis(1500)).await;
-        bao.put("weather", json!({ "token": value(number), "key": format!("key-{number}") })).await;
+    // Each rotation waits until every caller has called by the credential before it.
+    for number in 1..=5_u32 {
+        let everybody = async {
+            for seen in &mut seen_by {
+                seen.wait_for(|seen| *seen >= number as usize).await.expect("a caller ended");
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), everybody).await.expect("a caller did not follow in 30 s");
+        if number < 5 {
+            bao.put("weather", json!({ "token": value(number), "key": format!("key-{number}") })).await;
+        }
     }
-    tokio::time::sleep(Duration::from_millis(2500)).await;
     stop.cancel();
-    for (calls, failed, seen) in callers.join_all().await {
+    for (calls, failed) in callers.join_all().await {
         assert!(failed.is_empty(), "{} of {calls} calls failed: {failed:#?}", failed.len());
-        assert!(calls > 20 && seen >= 4, "{calls} calls saw {seen} credentials");
     }
     assert_eq!(sidecar.folder.audit("secret.rotated").len(), 4);
 }
