@@ -24,8 +24,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
 # Debian 12 as above: the same libc. Its user `nonroot` is 65532.
 FROM gcr.io/distroless/cc-debian12:nonroot
 LABEL org.opencontainers.image.title="mcpeg" \
-      org.opencontainers.image.description="The sidecar beside an LLM agent: secrets, rendered files, MCP, telemetry and audit" \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.description="The sidecar beside an LLM agent: secrets, rendered files, MCP, telemetry and audit"
 COPY --from=build /out/mcpeg /usr/bin/mcpeg
 COPY --from=build --chown=65532:65532 /out/run/mcpeg /run/mcpeg
 # A backtrace costs megabytes, and says nothing that a panic's message does not.
