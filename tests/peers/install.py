@@ -14,6 +14,7 @@ Invariants:
 - One process installs at a time; the others wait for it. pip and npm inherit the lock, so a killed installer does not
   let a second one into a folder that its children still write to.
 - Exactly what is pinned is installed: wheels only, no resolving, and pip's and npm's own checks have the last word.
+- What only Debian's archive has is the machine's own program, or is unpacked into the group's folder.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ import sysconfig
 from pathlib import Path
 from typing import Callable, NamedTuple
 
+import debian
+
 PINS = Path(__file__).resolve().parent
 LAYOUT = "1"  # raise it when the content of a group's folder changes for another reason than its pins
 PYTHON = (3, 11)  # rotel's binary is linked to libpython3.11
@@ -35,12 +38,14 @@ PYTHON = (3, 11)  # rotel's binary is linked to libpython3.11
 class Group(NamedTuple):
     """A set of peers that is installed and described together."""
 
-    requirements: str
+    requirements: str | None
     """The file of pip pins: the whole closure, every line `name==version`."""
     node: bool
     """Whether package.json and package-lock.json belong to the group too."""
     describe: Callable[[Path], dict]
     """The group's part of the JSON document, from its folder. Called before the installation too: no I/O but `stat`."""
+    debian: tuple[str, ...] = ()
+    """Packages of Debian's that are unpacked into the folder, where the machine itself does not have the programs."""
 
 
 class InstallError(Exception):
@@ -80,8 +85,10 @@ def pins_hash(group: Group) -> str:
     digest = hashlib.sha256()
     for part in (LAYOUT, sys.version, sys.base_prefix, sysconfig.get_platform()):
         digest.update(part.encode() + b"\0")
-    for pin in [group.requirements, *(NODE_PINS if group.node else ())]:
+    for pin in [*([group.requirements] if group.requirements else ()), *(NODE_PINS if group.node else ())]:
         digest.update(pin.encode() + b"\0" + (PINS / pin).read_bytes() + b"\0")
+    for package in group.debian:
+        digest.update(package.encode() + b"\0")
     return digest.hexdigest()[:12]
 
 
@@ -119,7 +126,10 @@ def install(folder: Path, group: Group, lock) -> None:
         say(f"removing the unfinished {folder}")
         shutil.rmtree(folder)
     folder.mkdir()
-    install_python(folder / "venv", PINS / group.requirements, lock)
+    if group.requirements:
+        install_python(folder / "venv", PINS / group.requirements, lock)
+    if group.debian and missing(folder, group):  # else the machine has the programs
+        install_debian(group.debian, folder, lock)
     if group.node:
         install_node(folder, lock)
     link_scripts(folder)
@@ -154,6 +164,13 @@ def install_node(folder: Path, lock) -> None:
     for pin in NODE_PINS:
         shutil.copyfile(PINS / pin, folder / pin)
     run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], lock, cwd=folder)
+
+
+def install_debian(packages: tuple[str, ...], folder: Path, lock) -> None:
+    try:
+        debian.unpack(list(packages), folder, lambda command, cwd: run(command, lock, cwd=cwd))
+    except FileNotFoundError as error:
+        raise InstallError(str(error)) from error
 
 
 def run(command: list[str], lock, cwd: Path | None = None) -> None:
@@ -227,6 +244,10 @@ def describe_databases(folder: Path) -> dict:
     return {"initdb": str(programs / "initdb"), "postgres": str(programs / "postgres")}
 
 
+def describe_nginx(folder: Path) -> dict:
+    return {"nginx": debian.program("nginx", folder / "root" / "usr" / "sbin" / "nginx")}
+
+
 def libpython_env() -> dict[str, str]:
     """What the loader needs to find libpython for rotel; empty where the interpreter has no shared library."""
     folder = sysconfig.get_config_var("LIBDIR") or ""
@@ -239,6 +260,7 @@ NODE_PINS = ("package.json", "package-lock.json")
 GROUPS = {
     "base": Group("requirements.txt", node=True, describe=describe_base),
     "databases": Group("databases.txt", node=False, describe=describe_databases),
+    "nginx": Group(None, node=False, describe=describe_nginx, debian=("nginx",)),
     "tools": Group("tools.txt", node=False, describe=describe_tools),
 }
 
