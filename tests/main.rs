@@ -5,6 +5,8 @@
 
 mod architecture;
 mod auth;
+mod aws;
+mod directory;
 mod examples;
 mod leases;
 mod mcp;

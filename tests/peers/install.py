@@ -227,6 +227,10 @@ def describe_databases(folder: Path) -> dict:
     return {"initdb": str(programs / "initdb"), "postgres": str(programs / "postgres")}
 
 
+def describe_aws(folder: Path) -> dict:
+    return {"moto": str(folder / "venv" / "bin" / "moto_server")}
+
+
 def libpython_env() -> dict[str, str]:
     """What the loader needs to find libpython for rotel; empty where the interpreter has no shared library."""
     folder = sysconfig.get_config_var("LIBDIR") or ""
@@ -239,6 +243,7 @@ NODE_PINS = ("package.json", "package-lock.json")
 GROUPS = {
     "base": Group("requirements.txt", node=True, describe=describe_base),
     "databases": Group("databases.txt", node=False, describe=describe_databases),
+    "aws": Group("aws.txt", node=False, describe=describe_aws),
     "tools": Group("tools.txt", node=False, describe=describe_tools),
 }
 
