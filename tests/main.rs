@@ -6,6 +6,7 @@
 mod architecture;
 mod auth;
 mod aws;
+mod aws_login;
 mod directory;
 mod examples;
 mod leases;

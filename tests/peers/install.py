@@ -228,7 +228,7 @@ def describe_databases(folder: Path) -> dict:
 
 
 def describe_aws(folder: Path) -> dict:
-    return {"moto": str(folder / "venv" / "bin" / "moto_server")}
+    return {"moto": [str(folder / "venv" / "bin" / "python"), "-m", "moto.server"]}
 
 
 def libpython_env() -> dict[str, str]:

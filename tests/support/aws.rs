@@ -45,7 +45,9 @@ impl Moto {
             ["-c".to_owned(), file("vault-cert.pem"), "-k".to_owned(), file("vault-key.pem")]
         };
         let certificate = self.tls.as_ref().map(files).into_iter().flatten();
-        let child = Command::new(peers::path("moto"))
+        let argv = peers::argv("moto");
+        let child = Command::new(&argv[0])
+            .args(&argv[1..])
             .args(["-H", "127.0.0.1", "-p", &self.port.to_string()])
             .args(certificate)
             .env("MOTO_RECORDER_FILEPATH", self.recording.path().join("requests"))
