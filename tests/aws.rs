@@ -85,6 +85,8 @@ async fn texts_objects_binaries_and_stages_are_read_and_a_rotation_leaves_nothin
     tokio::time::sleep(Duration::from_secs(1)).await;
     let found = memory::find(sidecar.pid(), &value(1));
     assert!(found.is_empty(), "{} copies of the old value: {found:#?}", found.len());
+    let found = memory::find(sidecar.pid(), &value(3));
+    assert!(found.is_empty(), "{} copies of the current value outside of locked pages: {found:#?}", found.len());
     let audit = sidecar.folder.read("audit.log");
     assert!(!audit.contains("aws-0000") && !sidecar.stderr().contains("aws-0000"));
     assert!(!sidecar.stderr().contains("test-secret-access-key"));
@@ -216,6 +218,8 @@ async fn over_tls_it_trusts_the_ca_file_and_neither_the_old_value_nor_the_access
     tokio::time::sleep(Duration::from_secs(1)).await;
     let found = memory::find(sidecar.pid(), &value(1));
     assert!(found.is_empty(), "{} copies of the old value: {found:#?}", found.len());
+    let found = memory::find(sidecar.pid(), &value(2));
+    assert!(found.is_empty(), "{} copies of the current value outside of locked pages: {found:#?}", found.len());
     // The key is in plain memory while a request is under way, and at no other time.
     eventually(Duration::from_secs(10), "a moment without the access key", async || {
         memory::find(sidecar.pid(), "test-secret-access-key").is_empty().then_some(())

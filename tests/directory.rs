@@ -60,6 +60,8 @@ async fn a_swapped_volume_is_followed_as_a_whole_within_a_second_and_nothing_is_
     tokio::time::sleep(Duration::from_secs(1)).await;
     let found = memory::find(sidecar.pid(), &value(1));
     assert!(found.is_empty(), "{} copies of the old value: {found:#?}", found.len());
+    let found = memory::find(sidecar.pid(), &value(4));
+    assert!(found.is_empty(), "{} copies of the current value outside of locked pages: {found:#?}", found.len());
     // The volume goes away: what was read last is served.
     std::fs::remove_file(volume.path().join("..data")).unwrap();
     sidecar.says("secret/pair", &["degraded", "serving version 4"]).await;
@@ -93,6 +95,8 @@ async fn what_was_read_from_the_environment_is_wiped_from_it() {
     assert!(shown.contains("MCPEG_TEST_SECRET="), "the name stays");
     assert!(shown.contains("MCPEG_TEST_OTHER=not-a-secret"), "the others stay");
     assert!(!shown.contains(secret), "the value is gone");
+    let found = memory::find(sidecar.pid(), secret);
+    assert!(found.is_empty(), "{} copies outside of locked pages: {found:#?}", found.len());
     // It goes on being served, also after a reload.
     let reloaded = sidecar.folder.mcpeg(&["reload"]);
     assert!(reloaded.status.success(), "{}", String::from_utf8_lossy(&reloaded.stderr));

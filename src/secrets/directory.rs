@@ -116,12 +116,13 @@ impl Folder {
     /// Reads one file, or all, of one state of the folder.
     fn read(&self, item: &str) -> Result<Fetched, FetchError> {
         for _ in 0..MOST_TRIES {
-            let link = std::fs::read_link(self.path.join(DATA_LINK)).ok();
-            let state = link.as_ref().map_or_else(|| self.path.clone(), |target| self.path.join(target));
-            let outcome = self.read_state(&state, item, link.as_deref());
-            let moved = std::fs::read_link(self.path.join(DATA_LINK)).ok() != link;
-            // After a swap the state that was being read is taken away, so that what was read may be a part of it.
-            if !moved {
+            let before = self.stamp();
+            let link = if let Stamp::Link(target) = &before { Some(target) } else { None };
+            let state = link.map_or_else(|| self.path.clone(), |target| self.path.join(target));
+            let outcome = self.read_state(&state, item, link.map(PathBuf::as_path));
+            // After a swap the state that was being read is taken away, and a file may have been written while it was read: what was
+            // read may be a part of it.
+            if self.stamp() == before {
                 return outcome;
             }
         }
@@ -282,6 +283,30 @@ mod tests {
         assert!(source.folder.read("sub").map(drop).unwrap_err().message.ends_with("is not a regular file"));
         std::fs::write(folder.path().join("large"), vec![0; LARGEST as usize]).unwrap();
         assert!(source.folder.read("").map(drop).unwrap_err().message.contains("more than"));
+    }
+
+    #[tokio::test]
+    async fn a_plain_file_that_is_written_anew_or_replaced_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        std::fs::write(&file, "one").unwrap();
+        let source = DirectorySource::new(folder.path().to_owned());
+        let notify = tokio::sync::Notify::new();
+        let changed = || notify.notify_one();
+        let written = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            std::fs::write(&file, "two").unwrap();
+            notify.notified().await;
+            assert_eq!(source.fetch("token").await.unwrap().fields["value"].expose(), b"two");
+            std::fs::write(folder.path().join("new"), "six").unwrap();
+            std::fs::rename(folder.path().join("new"), &file).unwrap();
+            notify.notified().await;
+            assert_eq!(source.fetch("token").await.unwrap().fields["value"].expose(), b"six");
+        };
+        tokio::select! {
+            () = source.tend(&changed) => unreachable!("tending never ends"),
+            () = written => {}
+        }
     }
 
     /// A swap under way is met with the old pair or the new, never with one of each, and never with a part.

@@ -11,12 +11,7 @@ use crate::config::raw::secrets::{RawAws, RawAwsAuth, RawAwsRole};
 use crate::secret::SecretText;
 use crate::secrets::settings::{AwsLogin, AwsRole, AwsSettings};
 
-pub fn settings(
-    raw: RawAws,
-    path: &[&str],
-    variables: Variables<'_>,
-    check: &mut Check<'_>,
-) -> Option<AwsSettings> {
+pub fn settings(raw: RawAws, path: &[&str], variables: Variables<'_>, check: &mut Check<'_>) -> Option<AwsSettings> {
     let profile = raw.profile.filter(|profile| !profile.is_empty());
     let region = raw.region.filter(|region| !region.is_empty());
     if region.is_none() && !elsewhere(variables) {

@@ -55,9 +55,8 @@ fn provider(
             Some(ProviderSettings::File { path: raw.path.0 })
         }
         RawProvider::Environment(_) => Some(ProviderSettings::Environment),
-        RawProvider::AwsSecretsManager(raw) => {
-            super::aws::settings(*raw, path, variables, check).map(|aws| ProviderSettings::AwsSecretsManager(Box::new(aws)))
-        }
+        RawProvider::AwsSecretsManager(raw) => super::aws::settings(*raw, path, variables, check)
+            .map(|aws| ProviderSettings::AwsSecretsManager(Box::new(aws))),
         RawProvider::Directory(raw) => directory(raw, path, variables, check),
     }
 }

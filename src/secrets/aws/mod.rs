@@ -92,12 +92,13 @@ impl AwsSource {
     async fn take(&self, path: &str) -> Result<Fetched, FetchError> {
         let (name, stage) = parts(path);
         // A batch takes no label: it gives AWSCURRENT.
-        if stage == "AWSCURRENT" && self.known(path).shape.is_none() {
-            if let Some(answer) = self.batch.read(self, name).await {
-                let entry = answer?;
-                let binary = entry.secret_binary.map(|blob| blob.into_inner());
-                return self.accept(path, Plain { version: entry.version_id, text: entry.secret_string, binary });
-            }
+        if stage == "AWSCURRENT"
+            && self.known(path).shape.is_none()
+            && let Some(answer) = self.batch.read(self, name).await
+        {
+            let entry = answer?;
+            let binary = entry.secret_binary.map(|blob| blob.into_inner());
+            return self.accept(path, Plain { version: entry.version_id, text: entry.secret_string, binary });
         }
         self.read(path).await
     }
