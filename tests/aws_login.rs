@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use crate::support::eventually;
 use crate::support::sidecar::{Folder, Sidecar};
 use crate::support::stand_in::{Asked, Reply, StandIn};
+use crate::support::{eventually, memory};
 
 /// What the stand-in for Secrets Manager and STS holds and does.
 #[derive(Default)]
@@ -53,12 +53,16 @@ impl Aws {
 
     /// A sidecar with the items `a` and `b`, these lines more for its provider, and these variables.
     fn sidecar(&self, more: &str, env: &[(&str, &str)]) -> Sidecar {
+        self.sidecar_every("500ms", more, env)
+    }
+
+    fn sidecar_every(&self, refresh: &str, more: &str, env: &[(&str, &str)]) -> Sidecar {
         let address = &self.stand_in.address;
         let main = format!(
             "version: \"1.0\"\nsecrets:\n  providers:\n    cloud:\n      type: aws-secrets-manager\n      endpoint: {address}\n      \
-             sts_endpoint: {address}\n{more}  items:\n    a: {{ provider: cloud, path: a, refresh: 500ms }}\n    \
-             b: {{ provider: cloud, path: b, refresh: 500ms, version_stage: AWSPENDING }}\n    \
-             c: {{ provider: cloud, path: c, refresh: 500ms }}\n\
+             sts_endpoint: {address}\n{more}  items:\n    a: {{ provider: cloud, path: a, refresh: {refresh} }}\n    \
+             b: {{ provider: cloud, path: b, refresh: {refresh}, version_stage: AWSPENDING }}\n    \
+             c: {{ provider: cloud, path: c, refresh: {refresh} }}\n\
              templates: [ {{ source: a.j2, destination: a.out }} ]\naudit: {{ path: audit.log }}\n"
         );
         let folder = Folder::new(&[("mcpeg.yaml", &main), ("a.j2", "{{ secret.a.value }}")]);
@@ -255,4 +259,24 @@ async fn a_service_that_asks_for_a_pause_gets_it() {
     aws.put("two");
     follows(&sidecar, "two").await;
     sidecar.says("provider/cloud", &["ok"]).await;
+}
+
+/// moto closes each connection by itself, AWS does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_keeps_connections_open_leaves_no_value_in_memory() {
+    let aws = Aws::start(Account::default()).await;
+    let login = format!("{REGION}      auth: {{ method: static, access_key_id: A, secret_access_key: k }}\n");
+    let value = |number: u32| format!("kept-alive-{number:08}-0123456789-abcdefghijklmnopqrstuvwxyz");
+    aws.put(&value(1));
+    // Nothing is asked in between that would be written over what an open connection keeps.
+    let sidecar = aws.sidecar_every("1h", &login, &[]);
+    assert_eq!(sidecar.folder.read("a.out"), value(1));
+    aws.put(&value(2));
+    assert!(sidecar.folder.mcpeg(&["secrets", "refresh", "a"]).status.success());
+    follows(&sidecar, &value(2)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for number in [1, 2] {
+        let found = memory::find(sidecar.pid(), &value(number));
+        assert!(found.is_empty(), "{} copies of value {number} outside of locked pages: {found:#?}", found.len());
+    }
 }
