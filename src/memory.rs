@@ -1,10 +1,11 @@
 //! Process memory that keeps no secret longer than it must. With `child`, the only module with unsafe code.
 //!
-//! Owns three things:
+//! Owns four things:
 //! - `WipingAllocator`, the global allocator: every heap block is overwritten with zeros before it goes back to libc, also when a
 //!   `Vec` grows. A secret that passed through a JSON body or a TLS buffer is gone as soon as that buffer is freed.
 //! - `LockedBytes`, slices of a locked arena: pages from `memfd_secret(2)` where the kernel has it (not readable through
 //!   `/proc/PID/mem`, even by root), else anonymous pages with `mlock(2)` and `MADV_DONTDUMP`. A slice is wiped when it is dropped.
+//! - `wipe_variable`, which overwrites the value of an environment variable in the block that `/proc/PID/environ` shows;
 //! - `with_wiped_stack`, which runs a closure and then overwrites the stack below it, for code that keeps short strings inline.
 //!
 //! It must not know what a secret is for. Invariants: a slice is handed out once until it is dropped; a free slice holds only zeros;
@@ -126,6 +127,31 @@ pub fn harden_process() -> Result<(), String> {
         return Err("MCPEG_DEBUG_DUMPABLE is set in a debug build: the process can be read by its user".to_owned());
     }
     secmem_proc::harden_process().map_err(|error| error.to_string())
+}
+
+/// Overwrites the value of a variable in the environment that the process was started with, and so in `/proc/PID/environ` and in what
+/// children inherit. The name stays, with nothing after it.
+pub fn wipe_variable(name: &str) {
+    unsafe extern "C" {
+        static environ: *const *mut libc::c_char;
+    }
+    // SAFETY: `environ` is a list of C strings that ends with a null pointer (environ(7)). Nothing in this process sets or removes a
+    // variable, so the list and its strings stay where they are. Only bytes within one string are written, each by itself: who reads
+    // that variable meanwhile sees a shorter value, and its closing zero stays.
+    unsafe {
+        let mut entry = environ;
+        while !entry.is_null() && !(*entry).is_null() {
+            let text = (*entry).cast::<u8>();
+            let length = libc::strlen(*entry);
+            let given = std::slice::from_raw_parts(text, length).split(|byte| *byte == b'=').next();
+            if given == Some(name.as_bytes()) {
+                for at in name.len() + 1..length {
+                    text.add(at).write_volatile(0);
+                }
+            }
+            entry = entry.add(1);
+        }
+    }
 }
 
 /// Runs `work`, then overwrites the stack that it used, so that no inline copy of a secret stays behind in a dead frame.

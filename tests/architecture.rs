@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const DOMAINS: [&str; 5] = ["secrets", "render", "mcp", "telemetry", "admin"];
-const LEAVES: [&str; 7] = ["child", "lifecycle", "local_socket", "memory", "ports", "secret", "tls"];
+const LEAVES: [&str; 8] = ["child", "environment", "lifecycle", "local_socket", "memory", "ports", "secret", "tls"];
 
 #[test]
 fn a_domain_imports_only_leaves_and_itself() {

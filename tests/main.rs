@@ -5,6 +5,9 @@
 
 mod architecture;
 mod auth;
+mod aws;
+mod aws_login;
+mod directory;
 mod examples;
 mod leases;
 mod mcp;

@@ -115,6 +115,14 @@ fn schema(args: &SchemaArgs) -> String {
     format!("{schema:#}")
 }
 
+/// Takes what items are read from out of the process's environment, before there is a second thread.
+fn take_variables(config: &config::Config) {
+    for name in config.secrets.variables() {
+        // What is missing is told when it is fetched.
+        drop(crate::environment::take(name));
+    }
+}
+
 /// A line for the user. A reader that has gone away is no error.
 fn say(text: &str) {
     let mut out = std::io::stdout().lock();

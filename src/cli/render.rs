@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::{bad_configuration, block_on, failed, say};
+use super::{bad_configuration, block_on, failed, say, take_variables};
 use crate::app;
 use crate::config::{self, Config, Sources};
 use crate::lifecycle::PartError;
@@ -26,6 +26,7 @@ pub fn render(sources: Sources, args: &RenderArgs) -> ExitCode {
         Ok(config) => config,
         Err(problems) => return bad_configuration(&problems),
     };
+    take_variables(&config);
     block_on(1, async move {
         match once(config).await {
             Ok(lines) => {

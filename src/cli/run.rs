@@ -6,7 +6,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tracing::{error, info};
 
-use super::{bad_configuration, block_on, complain, failed, say};
+use super::{bad_configuration, block_on, complain, failed, say, take_variables};
 use crate::app::{self, App};
 use crate::config::{self, Config, Sources};
 use crate::supervisor::Supervisor;
@@ -16,6 +16,7 @@ pub fn run(sources: Sources) -> ExitCode {
         Ok(config) => config,
         Err(problems) => return bad_configuration(&problems),
     };
+    take_variables(&config);
     block_on(WORKERS, serve(config, sources))
 }
 

@@ -39,7 +39,7 @@ impl Default for Variables {
 impl Variables {
     fn get(&self, name: &str) -> Option<String> {
         match self {
-            Self::Process => std::env::var(name).ok(),
+            Self::Process => crate::environment::text(name),
             Self::Only(variables) => variables.get(name).cloned(),
         }
     }

@@ -1,5 +1,7 @@
 //! The configuration as a user meets it: what is accepted, what is refused and in which words.
 
+mod aws;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -231,8 +233,6 @@ fn what_later_versions_serve_is_refused_by_name() {
         r#"version: "1.0"
 global: { memory_limit_mb: 512 }
 transports: { stdio: { enabled: true }, http: { enabled: true } }
-secrets:
-  providers: { cloud: { type: aws-secrets-manager, region: eu-west-1 } }
 process: { command: [a] }
 telemetry: { logs: { files: [] }, spool: { path: b } }
 storage: { runtime: { type: sqlite }, cache: { type: memory } }
@@ -243,7 +243,6 @@ security: { leak_guard: redact, sandbox: true }
         "`global.memory_limit_mb` is",
         "`transports.stdio.enabled` is",
         "`transports.http` is",
-        "type `aws-secrets-manager` is",
         "`process` is",
         "`telemetry.logs` is",
         "`telemetry.spool` is",
@@ -255,7 +254,7 @@ security: { leak_guard: redact, sandbox: true }
         let said = found.iter().any(|line| line.contains(name) && line.contains("not available in this version"));
         assert!(said, "{name}: {found:#?}");
     }
-    assert_eq!(found.len(), 11);
+    assert_eq!(found.len(), 10);
 }
 
 #[test]

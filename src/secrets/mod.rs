@@ -1,16 +1,20 @@
 //! Secrets: fetched from providers, held in locked memory, kept fresh, given to whoever reads them through `ports::SecretReader`.
 //!
-//! `SecretSource` is the seam, with one file or folder a kind: `vault`, `file`, `environment`. A `Provider` is a configured source and its
+//! `SecretSource` is the seam, with one file or folder a kind: `vault`, `aws`, `directory`, `file`,
+//! `environment`. A `Provider` is a configured source and its
 //! health; an `Item` is a path in a provider, its settings, and a `Slot` that holds the current version. One `rotator` per item fetches,
 //! `crew` runs rotators and providers inside the part's task, `leases` gives back what was replaced, `handle` is what the rest of the
 //! process holds, `refresh` asks for a fetch out of turn, `status` puts all of it into words; `serve` hands items to local programs.
 //! This domain does not know what a secret is for, and never writes one anywhere.
 
+mod aws;
 mod context;
 mod crew;
+mod directory;
 mod environment;
 mod file;
 mod handle;
+mod json;
 mod leases;
 mod metrics;
 mod provider;

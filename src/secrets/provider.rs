@@ -8,7 +8,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::SecretsError;
+use super::aws::AwsSource;
 use super::context::Context;
+use super::directory::DirectorySource;
 use super::environment::EnvironmentSource;
 use super::file::FileSource;
 use super::schedule;
@@ -43,6 +45,10 @@ impl Provider {
                 VaultSource::build(name, vault, context.clone())
                     .map_err(|reason| SecretsError::Provider { provider: name.to_owned(), reason })?,
             ),
+            ProviderSettings::AwsSecretsManager(aws) => Box::new(
+                AwsSource::build(aws).map_err(|reason| SecretsError::Provider { provider: name.to_owned(), reason })?,
+            ),
+            ProviderSettings::Directory { path } => Box::new(DirectorySource::new(path.clone())),
             ProviderSettings::File { path } => Box::new(FileSource::new(path.clone())),
             ProviderSettings::Environment => Box::new(EnvironmentSource),
         };
@@ -62,6 +68,8 @@ impl Provider {
     pub fn kind(&self) -> &'static str {
         match self.settings {
             ProviderSettings::Vault(_) => "vault",
+            ProviderSettings::AwsSecretsManager(_) => "aws-secrets-manager",
+            ProviderSettings::Directory { .. } => "directory",
             ProviderSettings::File { .. } => "file",
             ProviderSettings::Environment => "environment",
         }

@@ -46,6 +46,12 @@ pub(super) fn probe_in(answers: bool, chance: f64) -> Duration {
     if answers { SLOW_PROBE.mul_f64(0.8 + 0.4 * chance) } else { PROBE.mul_f64(0.75 + 0.5 * chance) }
 }
 
+/// How long a server asks to be left alone by `Retry-After`, in seconds (RFC 9110, 10.2.3), at most five minutes.
+pub(super) fn asked_wait(retry_after: &str) -> Option<Duration> {
+    let seconds = retry_after.trim().parse::<u64>().ok()?;
+    Some(Duration::from_secs(seconds).min(LONGEST_WAIT))
+}
+
 /// A number from 0 up to but not including 1, good enough to keep many processes out of step; not for keys.
 pub(super) fn chance() -> f64 {
     // Each `RandomState` carries new keys; what the hasher makes of no input differs with them.
@@ -62,6 +68,7 @@ const SHORTEST: Duration = Duration::from_millis(100);
 const PROBE: Duration = Duration::from_secs(1);
 const SLOW_PROBE: Duration = Duration::from_secs(6);
 const FIRST_ITEM_BACKOFF: Duration = Duration::from_secs(6);
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
 const ROTATION_MARGIN: Duration = Duration::from_secs(1);
 
 #[cfg(test)]

@@ -19,9 +19,23 @@ pub struct SecretsSettings {
     pub revoke_on_exit: bool,
 }
 
+impl SecretsSettings {
+    /// The variables of the process's environment that items are read from.
+    pub fn variables(&self) -> impl Iterator<Item = &str> {
+        let of_environment =
+            |item: &&ItemSettings| matches!(self.providers.get(&item.provider), Some(ProviderSettings::Environment));
+        self.items.values().filter(of_environment).map(|item| item.path.as_str())
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub enum ProviderSettings {
     Vault(Box<VaultSettings>),
+    AwsSecretsManager(Box<AwsSettings>),
+    /// A folder with a file for each secret.
+    Directory {
+        path: PathBuf,
+    },
     /// A YAML mapping in a file that only its owner may read.
     File {
         path: PathBuf,
@@ -83,6 +97,7 @@ pub enum VaultAuth {
     Aws(Box<AwsAuth>),
 }
 
+/// A login to Vault as an identity of AWS.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AwsAuth {
     pub mount: String,
@@ -117,10 +132,56 @@ pub enum Credential {
     File(PathBuf),
 }
 
+/// A provider of type `aws-secrets-manager`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AwsSettings {
+    /// `None`: as the environment or the profile says.
+    pub region: Option<String>,
+    /// `http` or `https`, in place of AWS's own address.
+    pub endpoint: Option<Url>,
+    /// The same for the Security Token Service.
+    pub sts_endpoint: Option<Url>,
+    pub profile: Option<String>,
+    pub auth: AwsLogin,
+    /// Assumed one after the other, each with the credentials of the one before.
+    pub roles: Vec<AwsRole>,
+    /// PEM; in place of the system's roots.
+    pub ca_file: Option<PathBuf>,
+    /// For one request.
+    pub timeout: Duration,
+}
+
+/// Where the credentials for AWS come from. No variant refers to a secret item.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AwsLogin {
+    Default {
+        instance_metadata: bool,
+    },
+    Static {
+        access_key_id: SecretText,
+        secret_access_key: SecretText,
+        session_token: Option<SecretText>,
+    },
+    /// The token file is read again at every login.
+    WebIdentity {
+        role_arn: String,
+        token_file: PathBuf,
+        session_name: String,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct AwsRole {
+    pub role_arn: String,
+    pub external_id: Option<String>,
+    pub session_name: String,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct ItemSettings {
     pub provider: String,
-    /// In the provider's own terms: a Vault API path (`secret/data/weather`), a key of the file (empty: the whole file), a variable.
+    /// In the provider's own terms: a Vault API path (`secret/data/weather`), a key of the file (empty: the whole file), a variable,
+    /// a file in the folder (empty: all of them), a secret of AWS with `#` and the version's label.
     pub path: String,
     /// What is wanted of a path that makes its values to order. Empty: the path is read.
     pub parameters: BTreeMap<String, String>,

@@ -182,6 +182,8 @@ pub(super) enum FailureKind {
     ServerError,
     /// An answer, a file or a value that is not what it should be.
     Malformed,
+    /// A version that has no value, or half of one: a rotation that went wrong, or is under way.
+    Incomplete,
     /// The audit log refused the event, so the fetch counts for nothing.
     Unaudited,
 }
@@ -199,6 +201,7 @@ impl FailureKind {
             Self::NotFound => "not_found",
             Self::ServerError => "server_error",
             Self::Malformed => "malformed",
+            Self::Incomplete => "incomplete",
             Self::Unaudited => "unaudited",
         }
     }
@@ -210,7 +213,10 @@ impl FailureKind {
 
     /// One item is at fault: it is asked for rarely, since only somebody's hand can mend it.
     pub fn is_items(self) -> bool {
-        matches!(self, Self::Denied | Self::NotFound | Self::ServerError | Self::Malformed | Self::Unaudited)
+        matches!(
+            self,
+            Self::Denied | Self::NotFound | Self::ServerError | Self::Malformed | Self::Incomplete | Self::Unaudited
+        )
     }
 
     /// The provider as such is at fault, not one item of it.

@@ -95,7 +95,10 @@ fn provider_detail(provider: &Provider) -> Value {
     };
     let place = match &provider.settings {
         ProviderSettings::Vault(vault) => Some(vault.address.origin().ascii_serialization()),
-        ProviderSettings::File { path } => Some(path.display().to_string()),
+        ProviderSettings::AwsSecretsManager(aws) => {
+            aws.endpoint.as_ref().map(|endpoint| endpoint.origin().ascii_serialization()).or_else(|| aws.region.clone())
+        }
+        ProviderSettings::Directory { path } | ProviderSettings::File { path } => Some(path.display().to_string()),
         ProviderSettings::Environment => None,
     };
     json!({ "kind": provider.kind(), "place": place, "state": state })

@@ -177,7 +177,18 @@ const OWN: &str = "mcpeg";
 /// Spans are made only below this target.
 const TRACED: &str = "mcpeg::mcp";
 /// Their messages hold paths of secrets or whole requests; their failures come back as errors, which mcpeg logs itself.
-const QUIET: &[(&str, LevelFilter)] = &[("vaultrs", LevelFilter::OFF), ("rustify", LevelFilter::OFF)];
+const QUIET: &[(&str, LevelFilter)] = &[
+    ("vaultrs", LevelFilter::OFF),
+    ("rustify", LevelFilter::OFF),
+    ("aws_config", LevelFilter::OFF),
+    ("aws_runtime", LevelFilter::OFF),
+    ("aws_sdk_secretsmanager", LevelFilter::OFF),
+    ("aws_sdk_sts", LevelFilter::OFF),
+    ("aws_sigv4", LevelFilter::OFF),
+    ("aws_smithy_http_client", LevelFilter::OFF),
+    ("aws_smithy_runtime", LevelFilter::OFF),
+    ("aws_smithy_runtime_api", LevelFilter::OFF),
+];
 /// In the order of `LogLevel`.
 const LEVELS: [LevelFilter; 5] =
     [LevelFilter::ERROR, LevelFilter::WARN, LevelFilter::INFO, LevelFilter::DEBUG, LevelFilter::TRACE];

@@ -248,6 +248,10 @@ def describe_nginx(folder: Path) -> dict:
     return {"nginx": debian.program("nginx", folder / "root" / "usr" / "sbin" / "nginx")}
 
 
+def describe_aws(folder: Path) -> dict:
+    return {"moto": [str(folder / "venv" / "bin" / "python"), "-m", "moto.server"]}
+
+
 def libpython_env() -> dict[str, str]:
     """What the loader needs to find libpython for rotel; empty where the interpreter has no shared library."""
     folder = sysconfig.get_config_var("LIBDIR") or ""
@@ -261,6 +265,7 @@ GROUPS = {
     "base": Group("requirements.txt", node=True, describe=describe_base),
     "databases": Group("databases.txt", node=False, describe=describe_databases),
     "nginx": Group(None, node=False, describe=describe_nginx, debian=("nginx",)),
+    "aws": Group("aws.txt", node=False, describe=describe_aws),
     "tools": Group("tools.txt", node=False, describe=describe_tools),
 }
 

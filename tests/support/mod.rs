@@ -2,6 +2,7 @@
 //!
 //! Everything that is started here is killed when it is dropped. Nothing sleeps for luck: `eventually` polls for an event with a bound.
 
+pub mod aws;
 pub mod bao;
 pub mod collector;
 pub mod counting;

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -22,12 +23,35 @@ pub struct StandIn {
 pub struct Asked {
     pub path: String,
     pub headers: HeaderMap,
+    /// What is not JSON is a string.
     pub body: Value,
+    pub at: Instant,
+}
+
+/// An answer that is not just JSON.
+pub struct Reply {
+    pub status: u16,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: String,
+}
+
+impl Reply {
+    pub fn new(status: u16, body: impl ToString) -> Self {
+        Self { status, headers: Vec::new(), body: body.to_string() }
+    }
 }
 
 impl StandIn {
     /// `answers` is given the path and the body; `None` is a 404.
     pub async fn start(answers: impl Fn(&Asked) -> Option<Value> + Send + Sync + 'static) -> Self {
+        Self::replying(move |asked| match answers(asked) {
+            Some(answer) => Reply::new(200, answer),
+            None => Reply::new(404, r#"{"errors":[]}"#),
+        })
+        .await
+    }
+
+    pub async fn replying(answers: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -44,7 +68,7 @@ impl StandIn {
 
 async fn serve<F>(listener: TcpListener, answers: Arc<F>, asked: Arc<Mutex<Vec<Asked>>>)
 where
-    F: Fn(&Asked) -> Option<Value> + Send + Sync + 'static,
+    F: Fn(&Asked) -> Reply + Send + Sync + 'static,
 {
     let mut connections = JoinSet::new();
     loop {
@@ -59,19 +83,18 @@ where
 
 async fn respond(
     request: Request<Incoming>,
-    answers: &(impl Fn(&Asked) -> Option<Value> + Sync),
+    answers: &(impl Fn(&Asked) -> Reply + Sync),
     all: &Mutex<Vec<Asked>>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
-    let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
-    let asked = Asked { path: parts.uri.path().to_owned(), headers: parts.headers, body };
-    let answer = answers(&asked);
+    let body = serde_json::from_slice(&body).unwrap_or_else(|_| String::from_utf8_lossy(&body).into());
+    let asked = Asked { path: parts.uri.path().to_owned(), headers: parts.headers, body, at: Instant::now() };
+    let reply = answers(&asked);
     all.lock().unwrap().push(asked);
-    let (status, body) = match answer {
-        Some(answer) => (200, answer.to_string()),
-        None => (404, r#"{"errors":[]}"#.to_owned()),
-    };
-    let response = Response::builder().status(status).header("content-type", "application/json");
-    Ok(response.body(Full::new(Bytes::from(body))).unwrap())
+    let mut response = Response::builder().status(reply.status).header("content-type", "application/json");
+    for (name, value) in reply.headers {
+        response = response.header(name, value);
+    }
+    Ok(response.body(Full::new(Bytes::from(reply.body))).unwrap())
 }

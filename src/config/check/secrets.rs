@@ -1,11 +1,13 @@
 //! `secrets` from its written shape to the secrets domain's settings.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::vault::{Variables, vault};
 use super::{Check, join, seconds};
-use crate::config::raw::secrets::{RawItem, RawProvider, RawSecrets, RawServe, RawServeAllow};
+use crate::config::raw::scalar::RawPath;
+use crate::config::raw::secrets::{RawDirectory, RawItem, RawProvider, RawSecrets, RawServe, RawServeAllow};
+use crate::config::yaml::plain_io;
 use crate::secrets::settings::{AllowRule, ItemSettings, ProviderSettings, SecretsSettings, ServeSettings};
 
 pub fn settings(raw: RawSecrets, variables: Variables<'_>, check: &mut Check<'_>) -> SecretsSettings {
@@ -53,14 +55,32 @@ fn provider(
             Some(ProviderSettings::File { path: raw.path.0 })
         }
         RawProvider::Environment(_) => Some(ProviderSettings::Environment),
-        RawProvider::AwsSecretsManager(_) => later("aws-secrets-manager", path, check),
-        RawProvider::Directory(_) => later("directory", path, check),
+        RawProvider::AwsSecretsManager(raw) => super::aws::settings(*raw, path, variables, check)
+            .map(|aws| ProviderSettings::AwsSecretsManager(Box::new(aws))),
+        RawProvider::Directory(raw) => directory(raw, path, variables, check),
     }
 }
 
-fn later(kind: &str, path: &[&str], check: &mut Check<'_>) -> Option<ProviderSettings> {
-    check.problem(&join(path, &["type"]), format!("a provider of type `{kind}` is not available in this version"));
-    None
+fn directory(
+    raw: RawDirectory,
+    path: &[&str],
+    variables: Variables<'_>,
+    check: &mut Check<'_>,
+) -> Option<ProviderSettings> {
+    let given = RawPath::given(raw.path);
+    let folder = given.or_else(|| variables("CREDENTIALS_DIRECTORY").map(PathBuf::from));
+    let Some(folder) = folder.filter(|folder| folder.is_absolute()) else {
+        let help = "systemd sets CREDENTIALS_DIRECTORY for a unit with LoadCredential= or SetCredential=";
+        check.problem_with(path, "`path` is missing, and so is the variable CREDENTIALS_DIRECTORY", help);
+        return None;
+    };
+    match std::fs::metadata(&folder) {
+        Ok(facts) if facts.is_dir() => {}
+        Ok(_) => check.problem(&join(path, &["path"]), format!("{} is not a folder", folder.display())),
+        Err(error) => check
+            .problem(&join(path, &["path"]), format!("{} cannot be opened: {}", folder.display(), plain_io(&error))),
+    }
+    Some(ProviderSettings::Directory { path: folder })
 }
 
 fn item(raw: RawItem, settings: &SecretsSettings, path: &[&str], check: &mut Check<'_>) -> ItemSettings {
@@ -68,17 +88,35 @@ fn item(raw: RawItem, settings: &SecretsSettings, path: &[&str], check: &mut Che
     if refresh < std::time::Duration::from_millis(100) {
         check.problem(&join(path, &["refresh"]), "expected at least `100ms`");
     }
-    let needs_path = !matches!(settings.providers.get(&raw.provider), None | Some(ProviderSettings::File { .. }));
+    let provider = settings.providers.get(&raw.provider);
+    let needs_path =
+        !matches!(provider, None | Some(ProviderSettings::File { .. } | ProviderSettings::Directory { .. }));
     if needs_path && raw.path.trim_matches('/').is_empty() {
         check.problem(path, "`path` is missing");
     }
-    let is_vault = matches!(settings.providers.get(&raw.provider), None | Some(ProviderSettings::Vault(_)));
+    let is_vault = matches!(provider, None | Some(ProviderSettings::Vault(_)));
     if !is_vault && !raw.parameters.is_empty() {
         check.problem(&join(path, &["parameters"]), "only a provider of type `vault` takes parameters");
     }
+    let mut item_path = raw.path;
+    match provider {
+        Some(ProviderSettings::AwsSecretsManager(_)) => {
+            item_path = super::aws::item_path(&item_path, raw.version_stage, path, check);
+        }
+        Some(_) if raw.version_stage.is_some() => {
+            check.problem(
+                &join(path, &["version_stage"]),
+                "only secrets of an `aws-secrets-manager` have version stages",
+            );
+        }
+        Some(ProviderSettings::Directory { .. }) if item_path.split('/').any(|part| part == ".." || part == ".") => {
+            check.problem(&join(path, &["path"]), "the path may not lead out of the folder");
+        }
+        _ => {}
+    }
     ItemSettings {
         provider: raw.provider,
-        path: raw.path,
+        path: item_path,
         parameters: raw.parameters,
         refresh,
         overlap: raw.overlap.map_or(seconds(30), |overlap| overlap.0),

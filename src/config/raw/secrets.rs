@@ -27,13 +27,13 @@ pub struct RawSecrets {
 pub enum RawProvider {
     /// HashiCorp Vault or OpenBao.
     Vault(Box<RawVault>),
-    /// Not available in this version.
-    AwsSecretsManager(RawAws),
-    /// Not available in this version: a mounted Kubernetes Secret, systemd credentials.
+    /// AWS Secrets Manager.
+    AwsSecretsManager(Box<RawAws>),
+    /// A folder with a file for each secret: a mounted Kubernetes Secret or ConfigMap, systemd credentials, Docker secrets.
     Directory(RawDirectory),
     /// A YAML mapping in a file with mode 0600 or narrower, for development.
     File(RawFile),
-    /// The variables that the process was started with.
+    /// The variables that the process was started with. A value that an item names is wiped from the process's environment.
     Environment(RawEnvironment),
 }
 
@@ -166,16 +166,61 @@ pub struct RawTls {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawAws {
+    /// Such as `eu-west-1`. Default: `AWS_REGION`, `AWS_DEFAULT_REGION`, else the profile's.
     pub region: Option<String>,
-    /// In place of AWS's own address.
+    /// In place of AWS's own address, when it is not empty.
     pub endpoint: Option<String>,
+    /// The same for the Security Token Service, which `web-identity` and `assume_roles` ask.
+    pub sts_endpoint: Option<String>,
+    /// The profile of `~/.aws/config` whose credentials and region to use. Default: `AWS_PROFILE`.
     pub profile: Option<String>,
+    /// Where the credentials come from. Default: `method: default`.
+    pub auth: Option<RawAwsAuth>,
+    /// The roles to assume one after the other, the first of them with the credentials of `auth`.
+    #[serde(default)]
+    pub assume_roles: Vec<RawAwsRole>,
+    #[serde(default)]
+    pub tls: RawTls,
+    /// For one request. Default: `10s`.
+    pub timeout: Option<RawDuration>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(tag = "method", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum RawAwsAuth {
+    /// The variables `AWS_ACCESS_KEY_ID` and so on, else the profile, else the web identity that `AWS_WEB_IDENTITY_TOKEN_FILE` names,
+    /// else the container's credentials.
+    Default {
+        /// Whether the address of the instance's metadata (169.254.169.254) is asked when nothing else has credentials. Default: `false`.
+        instance_metadata: Option<bool>,
+    },
+    /// An access key.
+    Static { access_key_id: RawSecretText, secret_access_key: RawSecretText, session_token: Option<RawSecretText> },
+    /// A token from a file is given for a role: a Kubernetes service account, for example.
+    WebIdentity {
+        role_arn: String,
+        /// Read again at every login.
+        token_file: RawPath,
+        /// Default: `mcpeg`.
+        session_name: Option<String>,
+    },
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawAwsRole {
+    pub role_arn: String,
+    /// What the role's owner asks for.
+    pub external_id: Option<String>,
+    /// Default: `mcpeg`.
+    pub session_name: Option<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawDirectory {
-    pub path: RawPath,
+    /// Default: `$CREDENTIALS_DIRECTORY`, where systemd puts a unit's credentials.
+    pub path: Option<RawPath>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -193,7 +238,8 @@ pub struct RawEnvironment {}
 pub struct RawItem {
     /// A key of `providers`.
     pub provider: String,
-    /// In the provider's terms: a Vault path (`secret/data/weather`), a key of the file (left out: the whole file), a variable's name.
+    /// In the provider's terms: a Vault path (`secret/data/weather`), a key of the file (left out: the whole file), a variable's name,
+    /// a file's name in the folder (left out: all of them, as fields), the name or ARN of a secret of AWS.
     #[serde(default)]
     pub path: String,
     /// What is wanted of a Vault path that makes its values to order: `{ common_name: app.example }` for `pki/issue/app`.
@@ -205,6 +251,8 @@ pub struct RawItem {
     pub refresh: Option<RawDuration>,
     /// How long the last known value is served while the provider fails. Default: for good.
     pub max_stale: Option<RawDuration>,
+    /// For AWS, the label of the version to take: `AWSCURRENT`, `AWSPENDING`, `AWSPREVIOUS` or one of your own. Default: `AWSCURRENT`.
+    pub version_stage: Option<String>,
     /// Whether `ready` waits for the first value. Default: `true`.
     pub require_at_start: Option<bool>,
 }

@@ -3,16 +3,13 @@
 //! A KV v2 answer is told by its shape (`data` holds exactly `data` and `metadata`), not by its path, so that it works under any mount.
 //! A field that is not a string becomes its JSON text. Invariant: no problem quotes the body.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, Visitor};
 use serde_json::value::RawValue;
 
-use crate::secret::Secret;
-
+use super::super::json::{Fields, into_secrets};
 use super::super::source::{FailureKind, Fetched, Lease, LeaseId};
 
 /// What is wrong with an answer; shown after `SERVER answered for PATH with`.
@@ -61,11 +58,15 @@ pub(super) fn parse(body: &[u8]) -> Result<Fetched, Problem> {
             Some(fields) => fields,
             None => return Err(Problem::Deleted { version }),
         };
-        return Ok(Fetched { fields: into_secrets(fields)?, provider_version: Some(version.to_string()), lease });
+        return Ok(Fetched {
+            fields: into_secrets(fields).map_err(not_json)?,
+            provider_version: Some(version.to_string()),
+            lease,
+        });
     }
     let mut fields: Fields = serde_json::from_str(data).map_err(not_json)?;
     let lease = lease.or_else(|| end_in(&mut fields));
-    Ok(Fetched { fields: into_secrets(fields)?, provider_version: None, lease })
+    Ok(Fetched { fields: into_secrets(fields).map_err(not_json)?, provider_version: None, lease })
 }
 
 /// How long the life of a lease is that is being renewed (developer.hashicorp.com/vault/api-docs/system/leases#renew-lease).
@@ -90,8 +91,6 @@ fn end_in(fields: &mut Fields) -> Option<Lease> {
 fn number_in(raw: &RawValue) -> Option<u64> {
     serde_json::from_str::<f64>(raw.get()).ok().map(|number| number.max(0.0) as u64)
 }
-
-type Fields<'a> = BTreeMap<String, &'a RawValue>;
 
 /// developer.hashicorp.com/vault/api-docs: every answer that reads something has this envelope.
 #[derive(Deserialize)]
@@ -129,37 +128,6 @@ struct KvVersion<'a> {
 #[derive(Deserialize)]
 struct KvMetadata {
     version: u64,
-}
-
-fn into_secrets(fields: Fields) -> Result<BTreeMap<String, Secret>, Problem> {
-    let secret_of = |raw: &RawValue| match raw.get().starts_with('"') {
-        true => serde_json::from_str::<JsonString>(raw.get()).map(|text| text.0).map_err(not_json),
-        false => Ok(Secret::copy_from(raw.get().as_bytes())),
-    };
-    fields.into_iter().map(|(name, raw)| Ok((name, secret_of(raw)?))).collect()
-}
-
-/// A JSON string, unescaped straight into locked memory.
-struct JsonString(Secret);
-
-impl<'de> Deserialize<'de> for JsonString {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-
-        impl Visitor<'_> for Text {
-            type Value = JsonString;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-
-            fn visit_str<E: Error>(self, text: &str) -> Result<JsonString, E> {
-                Ok(JsonString(Secret::copy_from(text.as_bytes())))
-            }
-        }
-
-        deserializer.deserialize_str(Text)
-    }
 }
 
 fn not_json(error: serde_json::Error) -> Problem {

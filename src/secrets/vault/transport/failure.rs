@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use serde::Deserialize;
 
+use super::super::super::schedule;
 use super::super::super::source::{FailureKind, FetchError};
 use super::Transport;
 
@@ -164,10 +165,8 @@ impl Transport {
     }
 }
 
-/// How long the server asks to be left alone, in seconds (RFC 9110, 10.2.3), at most five minutes.
 pub(super) fn asked_wait(retry_after: Option<&HeaderValue>) -> Option<Duration> {
-    let seconds = retry_after?.to_str().ok()?.trim().parse::<u64>().ok()?;
-    Some(Duration::from_secs(seconds).min(LONGEST_WAIT))
+    schedule::asked_wait(retry_after?.to_str().ok()?)
 }
 
 fn tls_words(error: &rustls::Error) -> String {
@@ -212,6 +211,5 @@ fn shortened(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
-const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// For a server that is out, but there.
 const ANSWERS: Duration = Duration::from_secs(1);
