@@ -9,6 +9,7 @@ mod aws;
 mod aws_login;
 mod directory;
 mod examples;
+mod following;
 mod leases;
 mod mcp;
 mod memory;

@@ -77,15 +77,18 @@ impl Postgres {
         self.query(&format!("select 1 from pg_roles where rolname = '{user}'")).is_some_and(|rows| rows.contains('1'))
     }
 
-    fn query_as(&self, user: &str, password: &str, query: &str) -> Option<String> {
-        let output = Command::new(self.programs.join("psql"))
-            .args(["-X", "-A", "-t", "-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", user, "-d", "postgres"])
-            .args(["-c", query])
+    /// psql as this user; it answers each line of its input, and ends at the first error.
+    pub fn session(&self, user: &str, password: &str) -> Command {
+        let mut psql = Command::new(self.programs.join("psql"));
+        psql.args(["-X", "-A", "-t", "-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", user, "-d", "postgres"])
+            .args(["-v", "ON_ERROR_STOP=1"])
             .env("PGPASSWORD", password)
-            .env("PGCONNECT_TIMEOUT", "5")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+            .env("PGCONNECT_TIMEOUT", "5");
+        psql
+    }
+
+    fn query_as(&self, user: &str, password: &str, query: &str) -> Option<String> {
+        let output = self.session(user, password).args(["-c", query]).stdin(Stdio::null()).output().unwrap();
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
