@@ -28,6 +28,8 @@ struct Group {
     look: tokio::sync::Mutex<Option<Look>>,
     /// The cheapest way that works, and since when.
     way: Mutex<(Way, Instant)>,
+    /// Since when the server fails at the looks.
+    failing: Mutex<Option<Instant>>,
 }
 
 /// The last look at the folder.
@@ -83,12 +85,16 @@ impl Freshness {
                     return Ok(Sign::Read);
                 }
             };
+            if seen.is_ok() {
+                group.failing.lock().unwrap_or_else(PoisonError::into_inner).take();
+            }
             match seen {
                 Ok(Some(marker)) if marker.is(version, known.mark) => return Ok(Sign::Same(Some(marker.created))),
                 Ok(_) => return Ok(Sign::Read),
                 Err(error) if !error.kind.is_items() => return Err(error),
                 // One secret that is gone says nothing of the way.
                 Err(error) if error.kind == FailureKind::NotFound && way != Way::List => return Ok(Sign::Read),
+                Err(error) if error.kind == FailureKind::ServerError && group.bears() => return Err(error),
                 Err(error) => {
                     tracing::debug!(?way, %error, "this way to see versions is not open");
                     group.leave(way);
@@ -113,7 +119,11 @@ impl Freshness {
 
 impl Group {
     fn new() -> Self {
-        Self { look: tokio::sync::Mutex::new(None), way: Mutex::new((Way::List, Instant::now())) }
+        Self {
+            look: tokio::sync::Mutex::new(None),
+            way: Mutex::new((Way::List, Instant::now())),
+            failing: Mutex::default(),
+        }
     }
 
     fn way(&self) -> Way {
@@ -122,6 +132,16 @@ impl Group {
             *way = (Way::List, Instant::now());
         }
         way.0
+    }
+
+    /// Whether a way at which the server fails is kept: it may work the next time, but not for ever.
+    fn bears(&self) -> bool {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let bears = failing.get_or_insert_with(Instant::now).elapsed() < BORNE;
+        if !bears {
+            *failing = None;
+        }
+        bears
     }
 
     fn leave(&self, left: Way) {
@@ -259,4 +279,6 @@ fn unexpected(path: &str) -> FetchError {
 }
 
 const RETRY_WAYS: Duration = Duration::from_secs(600);
+/// For how long the server may fail at a look before another way is taken.
+const BORNE: Duration = Duration::from_secs(60);
 const MOST_GROUPS: usize = 1024;

@@ -15,7 +15,7 @@ mod tests;
 mod transport;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
@@ -36,6 +36,8 @@ pub(super) struct VaultSource {
     transport: Arc<Transport>,
     session: Session,
     freshness: Freshness,
+    /// Paths at which the server failed though it was well, and when that was asked.
+    failing: Mutex<BTreeMap<String, Instant>>,
 }
 
 impl VaultSource {
@@ -44,7 +46,7 @@ impl VaultSource {
         let transport = Arc::new(Transport::build(settings)?);
         let method = auth::build(&settings.auth)?;
         let session = Session::new(provider, transport.clone(), method, context);
-        Ok(Self { session, transport, freshness: Freshness::default() })
+        Ok(Self { session, transport, freshness: Freshness::default(), failing: Mutex::default() })
     }
 
     async fn read(&self, ask: Ask<'_>) -> Result<Fetched, FetchError> {
@@ -68,8 +70,32 @@ impl VaultSource {
                 let token = self.session.renew_dead(token, ask.path(), error).await?;
                 self.transport.ask(ask, &token.secret).await.map(|body| (body, token))
             }
+            Err(error) if error.kind == FailureKind::ServerError => Err(self.place(ask.path(), error).await),
             outcome => outcome.map(|body| (body, token)),
         }
+    }
+
+    /// Whether a failure at one path is the server's or the path's: its health tells, which is asked once for a path.
+    async fn place(&self, path: &str, error: FetchError) -> FetchError {
+        let is_known = {
+            let mut failing = self.failing();
+            failing.retain(|_, at| at.elapsed() < LOOK_AGAIN);
+            failing.contains_key(path) || failing.len() >= MOST_FAILING
+        };
+        if is_known {
+            return error;
+        }
+        match self.transport.probe().await {
+            Err(out) if out.kind.is_outage() => out,
+            _ => {
+                self.failing().insert(path.to_owned(), Instant::now());
+                error
+            }
+        }
+    }
+
+    fn failing(&self) -> MutexGuard<'_, BTreeMap<String, Instant>> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn renew_lease(&self, lease: &LeaseId, ttl: Duration) -> Result<Duration, FetchError> {
@@ -117,7 +143,11 @@ impl SecretSource for VaultSource {
     }
 
     fn probe(&self) -> BoxFuture<'_, Result<(), FetchError>> {
-        Box::pin(self.transport.probe())
+        Box::pin(async {
+            self.transport.probe().await?;
+            self.transport.spare();
+            Ok(())
+        })
     }
 
     fn tend<'a>(&'a self, _changed: &'a (dyn Fn() + Send + Sync)) -> BoxFuture<'a, ()> {
@@ -130,3 +160,7 @@ impl SecretSource for VaultSource {
         self.transport.trouble()
     }
 }
+
+/// For how long a path at which the server fails is taken to be at fault itself.
+const LOOK_AGAIN: Duration = Duration::from_secs(300);
+const MOST_FAILING: usize = 256;
