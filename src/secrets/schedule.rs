@@ -54,7 +54,7 @@ pub(super) fn probe_after_relapses(relapses: u32, chance: f64) -> Duration {
 
 /// The pause of an item after its provider was found well again.
 pub(super) fn ask_again_in(chance: f64) -> Duration {
-    backoff_in(1, SHORT_BACKOFF_CAP, chance)
+    SPREAD.mul_f64(chance)
 }
 
 /// From the finding of a healed server to the `turn`-th request (from 0) of one of `agents` processes. Each has one turn in each of a
@@ -76,9 +76,8 @@ pub(super) fn chance() -> f64 {
 
 /// The longest pause between two tries of something that failed.
 pub(super) const BACKOFF_CAP: Duration = Duration::from_secs(30);
-/// The same for a failure that is known to pass by itself soon, such as the election of a leader.
-pub(super) const SHORT_BACKOFF_CAP: Duration = Duration::from_secs(2);
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+const SPREAD: Duration = Duration::from_millis(300);
 const SHORTEST: Duration = Duration::from_millis(100);
 const PROBE: Duration = Duration::from_secs(1);
 /// Requests a second on average: one of twenty or more in a second is then rarer than one outage in ten thousand.
