@@ -4,6 +4,7 @@
 //! While the provider is out, one task probes it for all its items.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -27,6 +28,8 @@ pub(super) struct Provider {
     stirred: watch::Sender<u64>,
     /// Counts how often an item at which the provider had failed was served again.
     mended: watch::Sender<u64>,
+    /// Something that was asked since the last probe was answered.
+    served: AtomicBool,
 }
 
 /// What the last answer, or the lack of one, says of the provider as a whole.
@@ -61,6 +64,7 @@ impl Provider {
             health: watch::Sender::new(Health::Untried),
             stirred: watch::Sender::new(0),
             mended: watch::Sender::new(0),
+            served: AtomicBool::new(false),
         }
     }
 
@@ -80,8 +84,11 @@ impl Provider {
         self.stirred.subscribe()
     }
 
-    /// Draws the conclusion from what one fetch met.
+    /// Draws the conclusion from what one fetch or look met.
     pub fn note(&self, outcome: Result<(), &FetchError>) {
+        if outcome.is_ok() {
+            self.served.store(true, Ordering::Relaxed);
+        }
         let health = match outcome {
             Err(error) if error.kind.is_outage() => Health::Out(error.clone()),
             Err(error) if error.kind.is_providers() => Health::Troubled(error.clone()),
@@ -116,20 +123,22 @@ impl Provider {
         tokio::join!(self.probe_while_out(), self.source.tend(&changed));
     }
 
-    /// Probes start at intervals of their own, however long one takes to fail. A provider that is found well and fails at once when it is
-    /// really asked is found well later and later: its own word is not worth much.
+    /// Probes start at intervals of their own, however long one takes to fail. A provider that is found well and fails before it
+    /// has answered anything is found well later and later: its own word is not worth much.
     async fn probe_while_out(&self) {
         let mut health = self.health.subscribe();
         let (mut relapses, mut found_well) = (0_u32, None::<Instant>);
         loop {
             // As in `back`.
             let _ = health.wait_for(|health| matches!(health, Health::Out(_))).await;
-            let relapsed = found_well.take().is_some_and(|at| at.elapsed() < RELAPSE);
+            let relapsed =
+                found_well.take().is_some_and(|at| at.elapsed() < RELAPSE) && !self.served.load(Ordering::Relaxed);
             relapses = if relapsed { relapses.saturating_add(1) } else { 0 };
             let mut due = Instant::now() + schedule::probe_after_relapses(relapses, schedule::chance());
             while matches!(&*health.borrow_and_update(), Health::Out(_)) {
                 sleep_until(due).await;
                 due = Instant::now() + schedule::probe_in(schedule::chance());
+                self.served.store(false, Ordering::Relaxed);
                 let found = match self.source.probe().await {
                     Ok(()) => Health::Up,
                     Err(error) => Health::Out(error),

@@ -137,11 +137,14 @@ impl Rotation<'_> {
                     mark = seen;
                     since = Instant::now();
                     self.failures = 0;
+                    self.item.provider.note(Ok(()));
                     self.item.slot.confirm(self.item.owner);
                     self.recovered();
                 }
                 Err(error) => {
                     self.item.provider.note(Err(&error));
+                    // A look that failed, which many share, is not met again.
+                    since = Instant::now();
                     self.pause_after(error).await;
                     // The server that comes back may be a new one, which counts its versions from the start.
                     if mark.is_none() {
