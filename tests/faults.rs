@@ -6,8 +6,10 @@ use serde_json::{Value, json};
 
 use crate::support::bao::{Bao, ROOT_TOKEN};
 use crate::support::counting::{Counting, Mode, Request};
+use crate::support::enterprise::Enterprise;
 use crate::support::eventually;
 use crate::support::sidecar::{Folder, Sidecar};
+use crate::support::soak::soak;
 
 /// For a machine that runs other tests beside this one.
 const SLACK: Duration = Duration::from_millis(300);
@@ -149,7 +151,10 @@ async fn fifty_secrets_at_one_second_cost_seventy_requests_a_minute_and_a_broken
     let looks = since_start(proxy.asked(" /v1/secret/detailed-metadata/team/"));
     assert!((50..=70).contains(&most_in_a_minute(&looks)), "{}", most_in_a_minute(&looks));
     let all = since_start(proxy.asked(""));
-    assert_eq!(all.len(), looks.len() + since_start(broken).len(), "nothing else is asked");
+    // The one question for events may come before or after the last of the files.
+    let events = since_start(proxy.asked("/v1/sys/events/")).len();
+    assert_eq!(all.len(), looks.len() + since_start(broken).len() + events, "nothing else is asked");
+    assert!(events <= 1 && most_in_a_minute(&all) <= 76, "{}", most_in_a_minute(&all));
     eprintln!("in a minute: {} requests", most_in_a_minute(&all));
     for number in [0, 25, 48] {
         sidecar.says(&format!("secret/s{number}"), &["ok"]).await;
@@ -167,4 +172,81 @@ async fn fifty_secrets_at_one_second_cost_seventy_requests_a_minute_and_a_broken
     let rotated = sidecar.folder.audit("secret.rotated");
     let versions: Vec<&Value> = rotated.iter().map(|event| &event["attributes"]["mcpeg.secret.version"]).collect();
     assert_eq!(versions.len(), 10, "{versions:?}");
+}
+
+/// One secret of a server with events, looked at rarely.
+fn told(address: &str, refresh: &str) -> Folder {
+    let main = format!(
+        "version: \"1.0\"\nsecrets:\n  providers:\n    corp: {{ type: vault, address: \"{address}\", auth: {{ method: token, token_file: token }} }}\n  \
+         items: {{ s0: {{ provider: corp, path: kv/data/team/s0, refresh: {refresh} }} }}\n\
+         templates:\n  - {{ source: t.j2, destination: t.txt }}\naudit: {{ path: audit.log }}\n"
+    );
+    Folder::new(&[("mcpeg.yaml", &main), ("token", "token-of-the-tests"), ("t.j2", "{{ secret.s0.value }}")])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_the_server_are_followed_at_once_and_a_cut_is_made_up_for() {
+    let vault = Enterprise::start().await;
+    vault.put("team/s0", "0", false);
+    let sidecar = Sidecar::start(told(&vault.address, "1h"));
+    let subscribed = async || (vault.subscribers() == 1).then_some(());
+    eventually(Duration::from_secs(5), "it subscribes", subscribed).await;
+    for number in 1..=5 {
+        vault.put("team/s0", &number.to_string(), true);
+        let took = follows(&sidecar, &number.to_string(), Instant::now()).await;
+        assert!(took < Duration::from_millis(500), "{took:?}");
+    }
+    // The first read, five writes, and perhaps one for what was missed before the subscription.
+    let reads = vault.asked("/v1/kv/data/team/s0");
+    assert!((6..=7).contains(&reads), "{reads} reads");
+    assert!(vault.asked("/v1/kv/metadata/") <= 1, "nothing else is looked at");
+
+    // What nobody tells of while the subscription is away is found when it ends or begins again.
+    vault.put("team/s0", "missed", false);
+    vault.cut(false);
+    let took = follows(&sidecar, "missed", Instant::now()).await;
+    assert!(took < Duration::from_millis(1500), "{took:?}");
+    eventually(Duration::from_secs(5), "it subscribes again", subscribed).await;
+    vault.put("team/s0", "told", true);
+    follows(&sidecar, "told", Instant::now()).await;
+    assert_eq!(sidecar.folder.audit("secret.rotated").len(), 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_events_versions_are_looked_at_as_before() {
+    let vault = Enterprise::start().await;
+    vault.put("team/s0", "0", false);
+    let sidecar = Sidecar::start(told(&vault.address, "1s"));
+    eventually(Duration::from_secs(5), "it subscribes", async || (vault.subscribers() == 1).then_some(())).await;
+    vault.cut(true);
+    eventually(Duration::from_secs(5), "it is refused", async || {
+        (vault.subscribers() == 0 && vault.asked("/v1/sys/events/") >= 2).then_some(())
+    })
+    .await;
+    vault.put("team/s0", "1", false);
+    let took = follows(&sidecar, "1", Instant::now()).await;
+    assert!(took <= Duration::from_millis(1100) + SLACK, "{took:?}");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(vault.asked("/v1/sys/events/"), 2, "a server that refused is left alone");
+
+    // A real OpenBao does not know them.
+    let bao = Bao::start().await;
+    bao.put("team/s0", json!({ "value": "0" })).await;
+    let proxy = Counting::before(bao.port).await;
+    let sidecar = Sidecar::start(folder(&proxy.address, ROOT, 1));
+    bao.put("team/s0", json!({ "value": "1" })).await;
+    let took = follows(&sidecar, "1", Instant::now()).await;
+    assert!(took <= Duration::from_millis(1100) + SLACK, "{took:?}");
+    assert_eq!(proxy.asked("/v1/sys/events/subscribe/kv-v2/data-write?json=true").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_every_second_misses_no_version_and_leaves_nothing_behind() {
+    let soaked = soak(Duration::from_secs(20)).await;
+    assert!(soaked.versions >= 20, "{}", soaked.versions);
+    assert!(soaked.missed.is_empty(), "{:?} of {}", soaked.missed, soaked.versions);
+    assert_eq!(soaked.left_over, 0, "copies of values");
+    let (early, late) = soaked.resident;
+    eprintln!("resident memory: {early} KiB, then {late} KiB");
+    assert!(late <= early + 1024, "resident memory grew from {early} to {late} KiB");
 }

@@ -5,11 +5,13 @@
 pub mod bao;
 pub mod collector;
 pub mod counting;
+pub mod enterprise;
 pub mod mcp;
 pub mod memory;
 pub mod peers;
 pub mod postgres;
 pub mod sidecar;
+pub mod soak;
 pub mod stand_in;
 pub mod unix_http;
 pub mod upstream;

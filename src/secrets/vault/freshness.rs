@@ -4,6 +4,7 @@
 //! The ways, the cheapest first: `LIST MOUNT/detailed-metadata/FOLDER/` (openbao.org/api-docs/secret/kv/kv-v2), one request for the
 //! whole folder; `MOUNT/metadata/PATH`, then `MOUNT/subkeys/PATH`, which tell one secret's version and no value; reading. A way that the server
 //! does not know, or does not allow to this token, is left for the next one, and tried again after `RETRY_WAYS`.
+//! Where the server tells of writes by itself (`events`), the wait is cut short.
 //! There is no task of its own: of those who wait for a look, one takes it, and if it goes away, another does.
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::super::schedule::{chance, refresh_in};
 use super::super::source::{FailureKind, FetchError, Known, Sign};
 use super::VaultSource;
+use super::events::News;
 use super::transport::Ask;
 
 #[derive(Default)]
@@ -71,17 +73,41 @@ impl Freshness {
             sleep(refresh_in(known.every, chance())).await;
             return Ok(Sign::Read);
         };
-        let group = self.group(&place, known.every);
+        let news = tokio::select! {
+            sign = self.look(source, &place, version, known, false) => return sign,
+            news = source.events.of(path, known.since) => news,
+        };
+        match news {
+            News::Written => Ok(Sign::Read),
+            News::Unsure => self.look(source, &place, version, known, true).await,
+        }
+    }
+
+    /// Waits until it is time, or not where `now` is set, and looks.
+    async fn look(
+        &self,
+        source: &VaultSource,
+        place: &Place<'_>,
+        version: &str,
+        known: Known<'_>,
+        now: bool,
+    ) -> Result<Sign, FetchError> {
+        let wait = async || {
+            if !now {
+                sleep(refresh_in(known.every, chance())).await;
+            }
+        };
+        let group = self.group(place, known.every);
         loop {
             let way = group.way();
             let seen = match way {
-                Way::List => group.listed(source, &place, known).await,
+                Way::List => group.listed(source, place, known, now).await,
                 Way::Metadata | Way::Subkeys => {
-                    sleep(refresh_in(known.every, chance())).await;
-                    one(source, &place, way).await
+                    wait().await;
+                    one(source, place, way).await
                 }
                 Way::Read => {
-                    sleep(refresh_in(known.every, chance())).await;
+                    wait().await;
                     return Ok(Sign::Read);
                 }
             };
@@ -162,10 +188,12 @@ impl Group {
         source: &VaultSource,
         place: &Place<'_>,
         known: Known<'_>,
+        now: bool,
     ) -> Result<Option<Marker>, FetchError> {
         let mut look = self.look.lock().await;
         let next = match &*look {
             Some(look) if look.at > known.since => return look.of(place.name),
+            _ if now => Instant::now(),
             Some(look) => look.next,
             None => known.since + refresh_in(known.every, chance()),
         };

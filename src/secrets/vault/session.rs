@@ -156,6 +156,12 @@ impl Session {
         }
     }
 
+    /// Completes when there is a newer login than this.
+    pub async fn newer(&self, login: u64) {
+        // The sender is in `self`, so waiting cannot fail.
+        let _ = self.logins.subscribe().wait_for(|logins| logins.newest > login).await;
+    }
+
     fn on_record(&self, grant: Grant) -> Result<Grant, FetchError> {
         self.context
             .logged_in(&self.provider, self.method.name())

@@ -135,13 +135,36 @@ impl Transport {
         self.send(Request::Login(what), ask, token).await
     }
 
+    /// Asks for a WebSocket at `path`, which is answered with 101.
+    pub async fn subscribe(&self, path: &str, key: &str, token: &Secret) -> Result<reqwest::Response, FetchError> {
+        self.not_throttled()?;
+        let header = token_header(token)?;
+        let _permit = self.permit(path).await;
+        let mut url = self.url(path)?;
+        url.set_query(Some("json=true"));
+        let mut asked = self.client(path)?.get(url).header("X-Vault-Token", header);
+        for (name, value) in UPGRADE {
+            asked = asked.header(name, value);
+        }
+        if let Some(namespace) = &self.namespace {
+            asked = asked.header("X-Vault-Namespace", namespace);
+        }
+        let asked = asked.header("Sec-WebSocket-Key", key);
+        let request = Request::Read(path);
+        let mut response = asked.send().await.map_err(|error| self.transport_failure(request, &error))?;
+        let status = response.status().as_u16();
+        if status == 101 {
+            return Ok(response);
+        }
+        let body = self.body(request, path, &mut response).await?;
+        tokio::task::yield_now().await;
+        Err(self.status_failure(request, status.max(400), &failure::errors_in(&body), None))
+    }
+
     async fn send(&self, request: Request<'_>, ask: Ask<'_>, token: &Secret) -> Result<Zeroizing<Vec<u8>>, FetchError> {
         let path = ask.path;
         self.not_throttled()?;
-        let mut header = HeaderValue::from_bytes(token.expose()).map_err(|_| {
-            FetchError::new(FailureKind::Login, "the token has characters that a header must not have".to_owned())
-        })?;
-        header.set_sensitive(true);
+        let header = token_header(token)?;
         let _permit = self.permit(path).await;
         let mut url = self.url(path)?;
         // Without the slash at the end the server answers with a redirect.
@@ -348,6 +371,17 @@ impl Transport {
     }
 }
 
+fn token_header(token: &Secret) -> Result<HeaderValue, FetchError> {
+    let mut header = HeaderValue::from_bytes(token.expose()).map_err(|_| {
+        FetchError::new(FailureKind::Login, "the token has characters that a header must not have".to_owned())
+    })?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+/// Of a client's handshake (RFC 6455, 4.1).
+const UPGRADE: [(&str, &str); 3] =
+    [("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")];
 const HEALTH: &str = "sys/health";
 const LEADER: &str = "sys/leader";
 const REQUESTS_AT_ONCE: usize = 2;
