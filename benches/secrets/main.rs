@@ -1,7 +1,8 @@
 //! What it costs to keep secrets fresh, and what happens when something fails, beside OpenBao's own agent in one run: `cargo bench --bench secrets`.
 //!
 //! Both are given the same server through a counting proxy, the same login, the same secrets and templates. `cargo bench --bench secrets -- soak`
-//! rotates a secret every second for five minutes (or as many seconds as are given) and looks at what that leaves. Linux only: it reads
+//! rotates a secret every second for five minutes (or as many seconds as are given) and looks at what that leaves; `-- short`
+//! waits a tenth as long everywhere, to see that the benchmark itself works. Linux only: it reads
 //! /proc, and looks into memory, for which a release build wants root.
 
 // A benchmark that meets anything unexpected should stop there, and it prints because that is what it is for.
@@ -86,6 +87,12 @@ impl Place {
     }
 }
 
+/// Waits as long as the row says, or a tenth of it.
+async fn wait(seconds: u64) {
+    let is_short = std::env::args().any(|arg| arg == "short");
+    tokio::time::sleep(Duration::from_millis(seconds * if is_short { 100 } else { 1000 })).await;
+}
+
 /// Name of the row, and one text for each contender.
 type Row = (&'static str, String);
 
@@ -93,11 +100,18 @@ async fn measure() {
     let mut columns = Vec::new();
     for contender in [Contender::Agent, Contender::Mcpeg] {
         eprintln!("measuring {}", contender.name());
-        let mut rows = starts(contender).await;
-        rows.extend(idle(contender).await);
-        rows.extend(fresh(contender).await);
-        rows.extend(faults(contender).await);
-        rows.extend(broken(contender).await);
+        let mut rows = Vec::new();
+        for part in 0..5 {
+            let measured = match part {
+                0 => starts(contender).await,
+                1 => idle(contender).await,
+                2 => fresh(contender).await,
+                3 => faults(contender).await,
+                _ => broken(contender).await,
+            };
+            measured.iter().for_each(|(name, figure)| eprintln!("  {name}: {figure}"));
+            rows.extend(measured);
+        }
         columns.push((contender.name(), rows));
     }
     println!("{:<64} | {:<34} | {:<34}", "", columns[0].0, columns[1].0);
@@ -144,7 +158,7 @@ async fn idle(contender: Contender) -> Vec<Row> {
     let running = contender.start(&place.task(SECRETS, "5m"));
     all_files(&running, SECRETS).await;
     let burst = format!("{} requests, {} connections", place.proxy.requests(), place.proxy.connections());
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    wait(10).await;
     let memory = process::memory_of(running.pid());
     vec![
         ("start burst, 50 secrets", burst),
@@ -159,9 +173,9 @@ async fn fresh(contender: Contender) -> Vec<Row> {
     let place = Place::new().await;
     let running = contender.start(&place.task(SECRETS, "1s"));
     all_files(&running, SECRETS).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    wait(2).await;
     let (requests, cpu, began) = (place.proxy.requests(), process::cpu_of(running.pid()), Instant::now());
-    tokio::time::sleep(Duration::from_secs(30)).await;
+    wait(30).await;
     let share = (process::cpu_of(running.pid()) - cpu).as_secs_f64() / began.elapsed().as_secs_f64();
     let requests = (place.proxy.requests() - requests) as f64 / began.elapsed().as_secs_f64() * 60.0;
     let mut delays = Vec::new();
@@ -173,7 +187,7 @@ async fn fresh(contender: Contender) -> Vec<Row> {
     delays.sort();
     let old = "rotated-0008-0123456789-abcdefghijklmnopqrstuvwxyz";
     let current = "rotated-0009-0123456789-abcdefghijklmnopqrstuvwxyz";
-    tokio::time::sleep(Duration::from_secs(30)).await;
+    wait(30).await;
     let (old, current) = (memory::find(running.pid(), old).len(), memory::find(running.pid(), current).len());
     vec![
         ("write to file at 1 s interval, 50 secrets, slowest of 10", millis(delays[delays.len() - 1])),
@@ -189,7 +203,7 @@ async fn faults(contender: Contender) -> Vec<Row> {
     let mut rows = Vec::new();
     for (name, length) in [("server gone for 25 s: fresh after", 25), ("server gone for 110 s: fresh after", 110)] {
         place.proxy.set(Mode::Cut);
-        tokio::time::sleep(Duration::from_secs(length)).await;
+        wait(length).await;
         place.put(7, name).await;
         place.proxy.set(Mode::Pass);
         rows.push((name, within(running.follows(7, name, Instant::now(), PATIENCE).await)));
@@ -205,7 +219,7 @@ async fn faults(contender: Contender) -> Vec<Row> {
     let running = contender.start(&place.task(SECRETS, "1s"));
     all_files(&running, SECRETS).await;
     place.bao.put("team/s7", json!({ "another": "x" })).await;
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    wait(5).await;
     let (text, mode) = (running.read(7).unwrap_or_default(), running.mode(7));
     rows.push(("a key is taken away: the file then", format!("{text:?}, {mode:04o}")));
     rows
@@ -215,12 +229,8 @@ async fn broken(contender: Contender) -> Vec<Row> {
     let place = Place::new().await;
     place.bao.call("DELETE", "secret/metadata/team/s49", Value::Null).await;
     let running = contender.start(&place.task(SECRETS, "5m"));
-    let written = Instant::now();
-    let mut served = 0;
-    while written.elapsed() < Duration::from_secs(25) {
-        served = (0..SECRETS - 1).filter(|number| running.read(*number).as_deref() == Some("first")).count();
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    wait(25).await;
+    let served = (0..SECRETS - 1).filter(|number| running.read(*number).as_deref() == Some("first")).count();
     let (all, of_it) = (place.proxy.requests(), place.proxy.asked("/team/s49").len());
     vec![("one broken of 50, 25 s: its requests, all, files of the others", format!("{of_it}, {all}, {served} of 49"))]
 }
