@@ -29,6 +29,8 @@ struct State {
     refuses: Mutex<bool>,
     /// What every subscriber is sent, as it stands on the wire.
     frames: broadcast::Sender<Vec<u8>>,
+    /// One for each subscription.
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl Enterprise {
@@ -40,6 +42,7 @@ impl Enterprise {
             asked: Mutex::default(),
             refuses: Mutex::default(),
             frames: broadcast::Sender::new(16),
+            tasks: Mutex::default(),
         });
         let (mut server, serving) = (JoinSet::new(), state.clone());
         server.spawn(async move {
@@ -157,8 +160,7 @@ fn subscribe(mut request: Request<Incoming>, state: Arc<State>) -> Response<Full
     let accept = base64::engine::general_purpose::STANDARD.encode(digest);
     let upgrade = hyper::upgrade::on(&mut request);
     let mut frames = state.frames.subscribe();
-    // Ends with the connection, or when the stand-in is dropped and with it the other end of the channel.
-    tokio::spawn(async move {
+    state.tasks.lock().unwrap().spawn(async move {
         let Ok(stream) = upgrade.await else { return };
         let mut stream = TokioIo::new(stream);
         let mut heard = [0; 256];
