@@ -10,6 +10,7 @@ mod aws_login;
 mod directory;
 mod examples;
 mod following;
+mod faults;
 mod leases;
 mod mcp;
 mod memory;

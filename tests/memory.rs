@@ -94,6 +94,50 @@ async fn a_process_of_the_same_user_cannot_read_it_and_it_leaves_no_core() {
     assert_eq!(cores.count(), 0);
 }
 
+/// As it runs it leaves no core, which the test above sees. Here the debug build is told to leave that protection out, so that the kernel does
+/// write one: the locked pages are not in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_core_that_is_forced_all_the_same_holds_no_value() {
+    let bao = Bao::start().await;
+    let value = |number: u32| format!("core\"/{number:08}-0123456789-abcdefghijklmnopqrstuvwxyz");
+    bao.put("app", json!({ "token": value(1) })).await;
+    let main = format!(
+        "version: \"1.0\"\nsecrets:\n  providers: {{ corp: {{ type: vault, address: \"{}\", auth: {{ method: token, token_file: token }} }} }}\n  \
+         items: {{ app: {{ provider: corp, path: secret/data/app, refresh: 300ms }} }}\ntemplates: [ {{ source: app.j2, destination: app.conf }} ]\n",
+        bao.address()
+    );
+    let files = [("mcpeg.yaml", main.as_str()), ("token", ROOT_TOKEN), ("app.j2", "{{ secret.app.token | json }}")];
+    let folder = Folder::new(&files);
+    let mut command = Command::new("prlimit");
+    command.arg("--core=unlimited").arg(PROGRAM).args(["run", "--config"]).arg(folder.path("mcpeg.yaml"));
+    command.current_dir(folder.path("")).envs(memory::LOOKED_INTO);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(std::fs::File::create(folder.path("stderr.log")).unwrap());
+    let mut sidecar = Killed(command.spawn().unwrap());
+    rendered(&folder).await;
+    bao.put("app", json!({ "token": value(2) })).await;
+    eventually(Duration::from_secs(5), "the file follows", async || {
+        folder.read("app.conf").contains("00000002").then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    signal_process(sidecar.0.id(), libc::SIGQUIT);
+    let ended = sidecar.0.wait().unwrap();
+    let core = std::fs::read_dir(folder.path("")).unwrap().map(|entry| entry.unwrap().path());
+    let mut core = core.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("core"));
+    let Some(core) = core.next() else {
+        let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
+        eprintln!("SKIPPED: no core in the working directory: {ended}, core pattern {:?}", pattern.trim());
+        return;
+    };
+    eprintln!("a core of {} KiB", std::fs::metadata(&core).unwrap().len() / 1024);
+    for number in [1, 2] {
+        let found =
+            memory::find_in_core(&core, &value(number)).expect("the core holds the environment, so the search works");
+        assert!(found.is_empty(), "value {number}: {found:?}");
+    }
+}
+
 async fn rendered(folder: &Folder) {
     eventually(Duration::from_secs(15), "the file is rendered", async || {
         folder.read("app.conf").contains("00000001").then_some(())

@@ -198,7 +198,7 @@ secrets:
     c: { type: vault, address: "https://v", auth: { method: userpass, username: u, password: p, password_file: f } }
     d: { type: vault, address: "https://v", auth: { method: aws, access_key_id: a, credentials_file: f } }
     e: { type: vault, address: "https://v", auth: { method: aws } }
-    f: { type: vault, address: "https://v", auth: { method: token, token: t }, headers: { X-Vault-Token: t, X-A: "${secret.i.f}" } }
+    f: { type: vault, address: "https://v", auth: { method: token, token: t }, headers: { X-Vault-Token: t, X-A: "${secret.i.f}" }, agents: 0 }
   items: { i: { provider: f, path: p } }
 "#,
     )
@@ -213,10 +213,11 @@ secrets:
         "`access_key_id` or `credentials_file` is missing (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)",
         "`x-vault-token` is set by mcpeg itself",
         "a login may not refer to a secret",
+        "expected a number from 1 to 10000",
     ] {
         assert!(found.contains(words), "{words:?} in {found}");
     }
-    assert_eq!(found.lines().count(), 9, "{found}");
+    assert_eq!(found.lines().count(), 10, "{found}");
 }
 
 #[test]

@@ -4,8 +4,11 @@
 //! While the provider is out, one task probes it for all its items.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
 use super::SecretsError;
 use super::aws::AwsSource;
@@ -15,7 +18,7 @@ use super::environment::EnvironmentSource;
 use super::file::FileSource;
 use super::schedule;
 use super::settings::ProviderSettings;
-use super::source::{FailureKind, FetchError, SecretSource};
+use super::source::{FetchError, SecretSource};
 use super::vault::VaultSource;
 
 pub(super) struct Provider {
@@ -25,6 +28,10 @@ pub(super) struct Provider {
     health: watch::Sender<Health>,
     /// Counts how often the source said that its items are worth fetching now.
     stirred: watch::Sender<u64>,
+    /// Counts how often an item at which the provider had failed was served again.
+    mended: watch::Sender<u64>,
+    /// Something that was asked since the last probe was answered.
+    served: AtomicBool,
 }
 
 /// What the last answer, or the lack of one, says of the provider as a whole.
@@ -62,6 +69,8 @@ impl Provider {
             source,
             health: watch::Sender::new(Health::Untried),
             stirred: watch::Sender::new(0),
+            mended: watch::Sender::new(0),
+            served: AtomicBool::new(false),
         }
     }
 
@@ -83,8 +92,11 @@ impl Provider {
         self.stirred.subscribe()
     }
 
-    /// Draws the conclusion from what one fetch met.
+    /// Draws the conclusion from what one fetch or look met.
     pub fn note(&self, outcome: Result<(), &FetchError>) {
+        if outcome.is_ok() {
+            self.served.store(true, Ordering::Relaxed);
+        }
         let health = match outcome {
             Err(error) if error.kind.is_outage() => Health::Out(error.clone()),
             Err(error) if error.kind.is_providers() => Health::Troubled(error.clone()),
@@ -95,6 +107,15 @@ impl Provider {
             *current = health;
             changed
         });
+    }
+
+    /// Tells the items at which the provider failed that it has served another of them.
+    pub fn mend(&self) {
+        self.mended.send_modify(|count| *count += 1);
+    }
+
+    pub fn subscribe_mended(&self) -> watch::Receiver<u64> {
+        self.mended.subscribe()
     }
 
     /// Completes when the provider is not out.
@@ -110,29 +131,38 @@ impl Provider {
         tokio::join!(self.probe_while_out(), self.source.tend(&changed));
     }
 
+    /// Probes start at intervals of their own, however long one takes to fail. A provider that is found well and fails before it
+    /// has answered anything is found well later and later: its own word is not worth much.
     async fn probe_while_out(&self) {
         let mut health = self.health.subscribe();
+        let (mut relapses, mut found_well) = (0_u32, None::<Instant>);
         loop {
             // As in `back`.
             let _ = health.wait_for(|health| matches!(health, Health::Out(_))).await;
-            let answers = matches!(&*health.borrow(), Health::Out(error) if answers(error));
-            tokio::time::sleep(schedule::probe_in(answers, schedule::chance())).await;
-            let found = match self.source.probe().await {
-                Ok(()) => Health::Up,
-                Err(error) => Health::Out(error),
-            };
-            self.health.send_if_modified(|current| {
-                let changed = matches!(current, Health::Out(_)) && *current != found;
-                if changed {
-                    *current = found;
-                }
-                changed
-            });
+            let relapsed =
+                found_well.take().is_some_and(|at| at.elapsed() < RELAPSE) && !self.served.load(Ordering::Relaxed);
+            relapses = if relapsed { relapses.saturating_add(1) } else { 0 };
+            let mut due = Instant::now() + schedule::probe_after_relapses(relapses, schedule::chance());
+            while matches!(&*health.borrow_and_update(), Health::Out(_)) {
+                sleep_until(due).await;
+                due = Instant::now() + schedule::probe_in(schedule::chance());
+                self.served.store(false, Ordering::Relaxed);
+                let found = match self.source.probe().await {
+                    Ok(()) => Health::Up,
+                    Err(error) => Health::Out(error),
+                };
+                self.health.send_if_modified(|current| {
+                    let changed = matches!(current, Health::Out(_)) && *current != found;
+                    if changed {
+                        *current = found;
+                    }
+                    changed
+                });
+            }
+            found_well = Some(Instant::now());
         }
     }
 }
 
-/// Whether a server that is out takes connections, so that asking it costs it something.
-fn answers(error: &FetchError) -> bool {
-    error.kind != FailureKind::Unreachable || error.after.is_some()
-}
+/// A provider that fails so soon after it was found well has not healed.
+const RELAPSE: Duration = Duration::from_secs(10);

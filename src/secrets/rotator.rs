@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::context::Context;
-use super::schedule::{BACKOFF_CAP, SHORT_BACKOFF_CAP, backoff_in, chance, item_backoff_in, replace_in, rotated_in};
+use super::schedule::{BACKOFF_CAP, ask_again_in, backoff_in, chance, item_backoff_in, replace_in, rotated_in};
 use super::source::{FailureKind, FetchError, Fetched, Known, Lease, LeaseId, Sign};
 use super::store::{Change, Failure, Item, Retry};
 use super::term::{Step, Term};
@@ -137,11 +137,14 @@ impl Rotation<'_> {
                     mark = seen;
                     since = Instant::now();
                     self.failures = 0;
+                    self.item.provider.note(Ok(()));
                     self.item.slot.confirm(self.item.owner);
                     self.recovered();
                 }
                 Err(error) => {
                     self.item.provider.note(Err(&error));
+                    // A look that failed, which many share, is not met again.
+                    since = Instant::now();
                     self.pause_after(error).await;
                     // The server that comes back may be a new one, which counts its versions from the start.
                     if mark.is_none() {
@@ -203,7 +206,7 @@ impl Rotation<'_> {
     /// Notes a failure and waits until it is time to try again.
     async fn pause_after(&mut self, error: FetchError) {
         self.failures += 1;
-        let retry = retry_after(&error, self.failures);
+        let (kind, retry) = (error.kind, retry_after(&error, self.failures));
         note_failure(self.item, self.context, error, retry);
         let wait = match retry {
             Retry::At(time) => time.saturating_duration_since(Instant::now()),
@@ -211,13 +214,17 @@ impl Rotation<'_> {
                 self.item.slot.demand.plan(None);
                 self.item.provider.back().await;
                 // Items of one provider do not all ask at once, nor one of them without a pause.
-                backoff_in(self.failures, SHORT_BACKOFF_CAP, chance())
+                ask_again_in(chance())
             }
         };
         self.item.slot.demand.plan(Some(Instant::now() + wait));
+        // What the provider failed at may have been its own trouble, which is over when it serves another.
+        let mut mended = self.item.provider.subscribe_mended();
+        let is_failing = kind == FailureKind::ServerError;
         tokio::select! {
             () = sleep(wait) => {}
             _ = self.stirred.changed() => {}
+            _ = mended.changed(), if is_failing => sleep(ask_again_in(chance()).min(wait)).await,
         }
     }
 }
@@ -238,6 +245,7 @@ pub(super) async fn fetch_once(item: &Item, context: &Context, reason: Reason) -
     accept(item, context, fetched, reason)?;
     if item.slot.recover(item.owner) {
         context.recovered(item);
+        item.provider.mend();
     }
     context.progress.notify_one();
     Ok(got)
@@ -281,7 +289,6 @@ fn retry_after(error: &FetchError, failures: u32) -> Retry {
     let wait = match error.kind {
         kind if kind.is_outage() => return Retry::WhenBack,
         kind if kind.is_items() => item_backoff_in(failures, chance()),
-        FailureKind::Standby => backoff_in(failures, SHORT_BACKOFF_CAP, chance()),
         _ => backoff_in(failures, BACKOFF_CAP, chance()),
     };
     // What the provider asks for, and a little more, so that not everybody is back in the same moment.

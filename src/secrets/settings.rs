@@ -58,6 +58,8 @@ pub struct VaultSettings {
     pub headers: Vec<(HeaderName, SecretText)>,
     /// For one request.
     pub timeout: Duration,
+    /// How many processes share the server, this one among them; they spare it together after an outage. At least 1.
+    pub agents: u32,
 }
 
 /// No variant refers to a secret item: the provider has to log in before there are any. `mount` is the path below `auth/`.

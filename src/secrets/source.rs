@@ -59,7 +59,7 @@ pub(super) trait SecretSource: Send + Sync {
         Box::pin(std::future::pending())
     }
 
-    /// Asks as cheaply as possible whether the source answers again. Called while it is out, about once a second.
+    /// Asks as cheaply as possible whether the source would serve again. Called while it is out, about once a second.
     fn probe(&self) -> BoxFuture<'_, Result<(), FetchError>>;
 
     /// Runs beside the rotators for as long as the provider is in use and never ends: renews a login, watches a file. Calls `changed`
@@ -208,7 +208,7 @@ impl FailureKind {
 
     /// The whole provider is out: its items wait for a probe to find it back, and do not ask one by one.
     pub fn is_outage(self) -> bool {
-        matches!(self, Self::Unreachable | Self::Tls | Self::Sealed)
+        matches!(self, Self::Unreachable | Self::Tls | Self::Sealed | Self::Standby)
     }
 
     /// One item is at fault: it is asked for rarely, since only somebody's hand can mend it.
@@ -221,6 +221,6 @@ impl FailureKind {
 
     /// The provider as such is at fault, not one item of it.
     pub fn is_providers(self) -> bool {
-        self.is_outage() || matches!(self, Self::Standby | Self::Throttled | Self::Login)
+        self.is_outage() || matches!(self, Self::Throttled | Self::Login)
     }
 }

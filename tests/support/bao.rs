@@ -32,7 +32,7 @@ impl Bao {
             .arg(format!("-dev-listen-address=127.0.0.1:{}", self.port))
             .arg(format!("-config={}", self.config.path().join("bao.hcl").display()))
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(std::fs::File::create(self.config.path().join("stdout")).unwrap())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
@@ -42,6 +42,17 @@ impl Bao {
             http().get(&health).send().await.ok().filter(|answer| answer.status() == 200).map(drop)
         })
         .await;
+    }
+
+    pub async fn seal(&self) {
+        self.call("PUT", "sys/seal", json!({})).await;
+    }
+
+    /// With the key that it said at its start.
+    pub async fn unseal(&self) {
+        let said = std::fs::read_to_string(self.config.path().join("stdout")).unwrap();
+        let key = said.lines().find_map(|line| line.strip_prefix("Unseal Key: ")).expect("it says its key").trim();
+        self.call("PUT", "sys/unseal", json!({ "key": key })).await;
     }
 
     pub fn down(&mut self) {

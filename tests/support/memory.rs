@@ -27,6 +27,16 @@ pub fn find(pid: u32, value: &str) -> Vec<Found> {
     search(pid, &forms_of(value))
 }
 
+/// Every copy of `value` in a core that the process left; `None` where the file is not one of a process that was to be looked into.
+pub fn find_in_core(core: &std::path::Path, value: &str) -> Option<Vec<&'static str>> {
+    let bytes = fs::read(core).unwrap();
+    if !bytes.starts_with(b"\x7fELF") || positions(&bytes, MARKER.as_bytes()).is_empty() {
+        return None;
+    }
+    let copies = forms_of(value).into_iter().flat_map(|(form, needle)| vec![form; positions(&bytes, &needle).len()]);
+    Some(copies.collect())
+}
+
 fn search(pid: u32, forms: &[(&'static str, Vec<u8>)]) -> Vec<Found> {
     let unread = |error| panic!("the memory of {pid} may not be read: {error}");
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_else(unread);

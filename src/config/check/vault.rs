@@ -39,8 +39,19 @@ pub fn vault(raw: RawVault, path: &[&str], variables: Variables<'_>, check: &mut
         server_name,
         headers,
         timeout: raw.timeout.map_or(seconds(10), |timeout| timeout.0),
+        agents: agents(raw.agents, path, check),
     })
 }
+
+fn agents(given: Option<u32>, path: &[&str], check: &mut Check<'_>) -> u32 {
+    let agents = given.unwrap_or(1);
+    if !(1..=MOST_AGENTS).contains(&agents) {
+        check.problem(&join(path, &["agents"]), format!("expected a number from 1 to {MOST_AGENTS}"));
+    }
+    agents
+}
+
+const MOST_AGENTS: u32 = 10_000;
 
 /// Certificates are always checked: whoever counts on the contrary is told.
 fn refuse_skipping(path: &[&str], variables: Variables<'_>, check: &mut Check<'_>) {

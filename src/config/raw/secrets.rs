@@ -53,6 +53,9 @@ pub struct RawVault {
     pub headers: BTreeMap<String, RawSecretText>,
     /// For one request. Default: `10s`.
     pub timeout: Option<RawDuration>,
+    /// About how many mcpeg processes share this server. After an outage the first requests of each wait for turns, so that together they make at
+    /// most 20 a second; a process that is alone waits for nothing. Default: `1`.
+    pub agents: Option<u32>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -4,6 +4,7 @@
 //! The ways, the cheapest first: `LIST MOUNT/detailed-metadata/FOLDER/` (openbao.org/api-docs/secret/kv/kv-v2), one request for the
 //! whole folder; `MOUNT/metadata/PATH`, then `MOUNT/subkeys/PATH`, which tell one secret's version and no value; reading. A way that the server
 //! does not know, or does not allow to this token, is left for the next one, and tried again after `RETRY_WAYS`.
+//! Where the server tells of writes by itself (`events`), the wait is cut short.
 //! There is no task of its own: of those who wait for a look, one takes it, and if it goes away, another does.
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::super::schedule::{chance, refresh_in};
 use super::super::source::{FailureKind, FetchError, Known, Sign};
 use super::VaultSource;
+use super::events::News;
 use super::transport::Ask;
 
 #[derive(Default)]
@@ -28,6 +30,8 @@ struct Group {
     look: tokio::sync::Mutex<Option<Look>>,
     /// The cheapest way that works, and since when.
     way: Mutex<(Way, Instant)>,
+    /// Since when the server fails at the looks.
+    failing: Mutex<Option<Instant>>,
 }
 
 /// The last look at the folder.
@@ -69,26 +73,54 @@ impl Freshness {
             sleep(refresh_in(known.every, chance())).await;
             return Ok(Sign::Read);
         };
-        let group = self.group(&place, known.every);
+        let news = tokio::select! {
+            sign = self.look(source, &place, version, known, false) => return sign,
+            news = source.events.of(path, known.since) => news,
+        };
+        match news {
+            News::Written => Ok(Sign::Read),
+            News::Unsure => self.look(source, &place, version, known, true).await,
+        }
+    }
+
+    /// Waits until it is time, or not where `now` is set, and looks.
+    async fn look(
+        &self,
+        source: &VaultSource,
+        place: &Place<'_>,
+        version: &str,
+        known: Known<'_>,
+        now: bool,
+    ) -> Result<Sign, FetchError> {
+        let wait = async || {
+            if !now {
+                sleep(refresh_in(known.every, chance())).await;
+            }
+        };
+        let group = self.group(place, known.every);
         loop {
             let way = group.way();
             let seen = match way {
-                Way::List => group.listed(source, &place, known).await,
+                Way::List => group.listed(source, place, known, now).await,
                 Way::Metadata | Way::Subkeys => {
-                    sleep(refresh_in(known.every, chance())).await;
-                    one(source, &place, way).await
+                    wait().await;
+                    one(source, place, way).await
                 }
                 Way::Read => {
-                    sleep(refresh_in(known.every, chance())).await;
+                    wait().await;
                     return Ok(Sign::Read);
                 }
             };
+            if seen.is_ok() {
+                group.failing.lock().unwrap_or_else(PoisonError::into_inner).take();
+            }
             match seen {
                 Ok(Some(marker)) if marker.is(version, known.mark) => return Ok(Sign::Same(Some(marker.created))),
                 Ok(_) => return Ok(Sign::Read),
                 Err(error) if !error.kind.is_items() => return Err(error),
                 // One secret that is gone says nothing of the way.
                 Err(error) if error.kind == FailureKind::NotFound && way != Way::List => return Ok(Sign::Read),
+                Err(error) if error.kind == FailureKind::ServerError && group.bears() => return Err(error),
                 Err(error) => {
                     tracing::debug!(?way, %error, "this way to see versions is not open");
                     group.leave(way);
@@ -113,7 +145,11 @@ impl Freshness {
 
 impl Group {
     fn new() -> Self {
-        Self { look: tokio::sync::Mutex::new(None), way: Mutex::new((Way::List, Instant::now())) }
+        Self {
+            look: tokio::sync::Mutex::new(None),
+            way: Mutex::new((Way::List, Instant::now())),
+            failing: Mutex::default(),
+        }
     }
 
     fn way(&self) -> Way {
@@ -122,6 +158,16 @@ impl Group {
             *way = (Way::List, Instant::now());
         }
         way.0
+    }
+
+    /// Whether a way at which the server fails is kept: it may work the next time, but not for ever.
+    fn bears(&self) -> bool {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let bears = failing.get_or_insert_with(Instant::now).elapsed() < BORNE;
+        if !bears {
+            *failing = None;
+        }
+        bears
     }
 
     fn leave(&self, left: Way) {
@@ -142,10 +188,12 @@ impl Group {
         source: &VaultSource,
         place: &Place<'_>,
         known: Known<'_>,
+        now: bool,
     ) -> Result<Option<Marker>, FetchError> {
         let mut look = self.look.lock().await;
         let next = match &*look {
             Some(look) if look.at > known.since => return look.of(place.name),
+            _ if now => Instant::now(),
             Some(look) => look.next,
             None => known.since + refresh_in(known.every, chance()),
         };
@@ -259,4 +307,6 @@ fn unexpected(path: &str) -> FetchError {
 }
 
 const RETRY_WAYS: Duration = Duration::from_secs(600);
+/// For how long the server may fail at a look before another way is taken.
+const BORNE: Duration = Duration::from_secs(60);
 const MOST_GROUPS: usize = 1024;

@@ -1,13 +1,15 @@
 //! The `vault` kind: HashiCorp Vault and OpenBao, over their HTTP API (developer.hashicorp.com/vault/api-docs, openbao.org/api-docs).
 //!
 //! `transport` makes requests and puts failures into words, `auth` holds one file for each way to log in, `session` keeps the token
-//! alive, `answer` turns a body into fields, `freshness` sees that a KV version has moved without reading it. An item's path is an API path without `/v1/`: `secret/data/weather` for a KV v2 engine,
+//! alive, `answer` turns a body into fields, `freshness` sees that a KV version has moved without reading it, and
+//! `events` is told so where the server has events. An item's path is an API path without `/v1/`: `secret/data/weather` for a KV v2 engine,
 //! `kv/weather` for KV v1; `database/creds/app` and any other path that answers with a lease, which is renewed, replaced and revoked by its id.
 //! Invariants: a value or token is kept only in locked memory; a connection is closed within a second of its opening, whatever
 //! goes on over it, so that no buffer keeps an answer.
 
 mod answer;
 mod auth;
+mod events;
 mod freshness;
 mod session;
 #[cfg(test)]
@@ -15,7 +17,7 @@ mod tests;
 mod transport;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
@@ -28,6 +30,7 @@ use super::context::Context;
 use super::settings::VaultSettings;
 use super::source::{BoxFuture, FailureKind, FetchError, Fetched, Known, Lease, LeaseId, SecretSource, Sign};
 
+use events::Events;
 use freshness::Freshness;
 use session::{Session, Token};
 use transport::{Ask, Transport};
@@ -36,6 +39,9 @@ pub(super) struct VaultSource {
     transport: Arc<Transport>,
     session: Session,
     freshness: Freshness,
+    events: Events,
+    /// Paths at which the server failed though it was well, and when that was asked.
+    failing: Mutex<BTreeMap<String, Instant>>,
 }
 
 impl VaultSource {
@@ -44,7 +50,13 @@ impl VaultSource {
         let transport = Arc::new(Transport::build(settings)?);
         let method = auth::build(&settings.auth)?;
         let session = Session::new(provider, transport.clone(), method, context);
-        Ok(Self { session, transport, freshness: Freshness::default() })
+        Ok(Self {
+            session,
+            transport,
+            freshness: Freshness::default(),
+            events: Events::default(),
+            failing: Mutex::default(),
+        })
     }
 
     async fn read(&self, ask: Ask<'_>) -> Result<Fetched, FetchError> {
@@ -68,8 +80,48 @@ impl VaultSource {
                 let token = self.session.renew_dead(token, ask.path(), error).await?;
                 self.transport.ask(ask, &token.secret).await.map(|body| (body, token))
             }
+            Err(error) if error.kind == FailureKind::ServerError => Err(self.place(ask.path(), error).await),
             outcome => outcome.map(|body| (body, token)),
         }
+    }
+
+    fn address(&self) -> &str {
+        self.transport.address()
+    }
+
+    /// As `exchange`, for a WebSocket.
+    async fn subscribe(&self, path: &str, key: &str) -> Result<(reqwest::Response, Arc<Token>), FetchError> {
+        let token = self.session.token().await?;
+        match self.transport.subscribe(path, key, &token.secret).await {
+            Err(error) if error.kind == FailureKind::Denied => {
+                let token = self.session.renew_dead(token, path, error).await?;
+                self.transport.subscribe(path, key, &token.secret).await.map(|response| (response, token))
+            }
+            outcome => outcome.map(|response| (response, token)),
+        }
+    }
+
+    /// Whether a failure at one path is the server's or the path's: its health tells, which is asked once for a path.
+    async fn place(&self, path: &str, error: FetchError) -> FetchError {
+        let is_known = {
+            let mut failing = self.failing();
+            failing.retain(|_, at| at.elapsed() < LOOK_AGAIN);
+            failing.contains_key(path) || failing.len() >= MOST_FAILING
+        };
+        if is_known {
+            return error;
+        }
+        match self.transport.probe().await {
+            Err(out) if out.kind.is_outage() => out,
+            _ => {
+                self.failing().insert(path.to_owned(), Instant::now());
+                error
+            }
+        }
+    }
+
+    fn failing(&self) -> MutexGuard<'_, BTreeMap<String, Instant>> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn renew_lease(&self, lease: &LeaseId, ttl: Duration) -> Result<Duration, FetchError> {
@@ -117,12 +169,16 @@ impl SecretSource for VaultSource {
     }
 
     fn probe(&self) -> BoxFuture<'_, Result<(), FetchError>> {
-        Box::pin(self.transport.probe())
+        Box::pin(async {
+            self.transport.probe().await?;
+            self.transport.spare();
+            Ok(())
+        })
     }
 
     fn tend<'a>(&'a self, _changed: &'a (dyn Fn() + Send + Sync)) -> BoxFuture<'a, ()> {
         Box::pin(async {
-            tokio::join!(self.session.tend(), self.transport.tend());
+            tokio::join!(self.session.tend(), self.transport.tend(), self.events.tend(self));
         })
     }
 
@@ -130,3 +186,7 @@ impl SecretSource for VaultSource {
         self.transport.trouble()
     }
 }
+
+/// For how long a path at which the server fails is taken to be at fault itself.
+const LOOK_AGAIN: Duration = Duration::from_secs(300);
+const MOST_FAILING: usize = 256;

@@ -15,7 +15,7 @@ use tracing::warn;
 use crate::secret::Secret;
 
 use super::super::context::Context;
-use super::super::schedule::{BACKOFF_CAP, SHORT_BACKOFF_CAP, backoff_in, chance, renew_in};
+use super::super::schedule::{BACKOFF_CAP, backoff_in, chance, renew_in};
 use super::super::source::{FailureKind, FetchError};
 use super::auth::{AuthMethod, Grant};
 use super::transport::{Request, Transport};
@@ -135,8 +135,8 @@ impl Session {
             Err(error) => {
                 self.context.login_failed(&self.provider, self.method.name(), &error);
                 state.failures += 1;
-                let cap = if error.kind == FailureKind::Standby { SHORT_BACKOFF_CAP } else { BACKOFF_CAP };
-                state.blocked = Some((error.clone(), Instant::now() + backoff_in(state.failures, cap, chance())));
+                let pause = backoff_in(state.failures, BACKOFF_CAP, chance());
+                state.blocked = Some((error.clone(), Instant::now() + pause));
                 Err(error)
             }
         }
@@ -154,6 +154,12 @@ impl Session {
             Some(ends) => ends,
             None => std::future::pending().await,
         }
+    }
+
+    /// Completes when there is a newer login than this.
+    pub async fn newer(&self, login: u64) {
+        // The sender is in `self`, so waiting cannot fail.
+        let _ = self.logins.subscribe().wait_for(|logins| logins.newest > login).await;
     }
 
     fn on_record(&self, grant: Grant) -> Result<Grant, FetchError> {

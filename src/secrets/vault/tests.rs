@@ -49,7 +49,9 @@ impl Vault {
         let is_valid = token.is_some_and(|token| self.valid.lock().unwrap().contains(&token));
         let denied = (403, r#"{"errors":["permission denied"]}"#.to_owned());
         match request.uri().path() {
-            "/v1/sys/health" => (200, "{}".to_owned()),
+            path @ ("/v1/sys/health" | "/v1/sys/leader") => {
+                self.answers.lock().unwrap().get(path).cloned().unwrap_or((200, "{}".to_owned()))
+            }
             "/v1/auth/approle/login" => {
                 let token = format!("token-{}", self.logins.fetch_add(1, Ordering::SeqCst) + 1);
                 self.valid.lock().unwrap().insert(token.clone());
@@ -151,6 +153,7 @@ fn settings(address: &str) -> VaultSettings {
         server_name: None,
         headers: Vec::new(),
         timeout: Duration::from_secs(5),
+        agents: 1,
     }
 }
 
@@ -273,6 +276,67 @@ async fn failures_are_put_into_words() {
     bench.vault.set("p", 200, "x".repeat(1024 * 1024 + 1));
     assert!(bench.error("p").await.message.ends_with("answered for p with more than 1048576 bytes"));
     bench.source.probe().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_probe_tells_a_server_that_would_serve() {
+    let bench = Bench::start().await;
+    let leader = |address: &str| format!(r#"{{"ha_enabled":true,"is_self":false,"leader_address":"{address}"}}"#);
+    let cases = [
+        (501, "{}", String::new(), Some(FailureKind::Sealed)),
+        (503, r#"{"initialized":true,"sealed":true,"standby":true}"#, String::new(), Some(FailureKind::Sealed)),
+        (503, "<html>no backend</html>", String::new(), Some(FailureKind::Unreachable)),
+        (500, "{}", String::new(), Some(FailureKind::Unreachable)),
+        (502, "", String::new(), Some(FailureKind::Unreachable)),
+        (429, r#"{"sealed":false,"standby":true}"#, leader(""), Some(FailureKind::Standby)),
+        (429, r#"{"sealed":false,"standby":true}"#, leader("https://other:8200"), None),
+        (473, "{}", String::new(), None),
+        (404, "a gateway without it", String::new(), None),
+        (200, r#"{"sealed":false,"standby":false}"#, String::new(), None),
+    ];
+    for (status, health, leader, expected) in cases {
+        bench.vault.set("sys/health", status, health);
+        bench.vault.set("sys/leader", 200, leader);
+        let found = bench.source.probe().await.err().map(|error| error.kind);
+        assert_eq!(found, expected, "{status} {health}");
+        assert!(found.is_none_or(FailureKind::is_outage));
+    }
+}
+
+#[tokio::test]
+async fn a_failure_is_the_servers_where_its_health_says_so_and_that_is_asked_once_for_a_path() {
+    let bench = Bench::start().await;
+    bench.vault.set("secret/data/a", 200, kv("one"));
+    bench.vault.set("broken", 500, r#"{"errors":["the database is down"]}"#);
+    bench.vault.set("sys/health", 500, "{}");
+    assert_eq!(bench.error("broken").await.kind, FailureKind::Unreachable);
+    bench.vault.set("sys/health", 200, "{}");
+    bench.source.fetch("secret/data/a").await.unwrap();
+    let before = bench.vault.requests.load(Ordering::SeqCst);
+    for _ in 0..5 {
+        assert_eq!(bench.error("broken").await.kind, FailureKind::ServerError);
+    }
+    assert_eq!(bench.vault.requests.load(Ordering::SeqCst) - before, 6, "five tries and one question");
+}
+
+#[tokio::test]
+async fn one_of_several_processes_takes_turns_after_an_outage() {
+    let bench = Bench::start().await;
+    let source =
+        VaultSource::build("corp", &VaultSettings { agents: 2, ..settings(&bench.address) }, context(&Arc::default()));
+    let source = source.unwrap();
+    for path in ["secret/data/a", "secret/data/b"] {
+        bench.vault.set(path, 200, kv("one"));
+    }
+    let started = Instant::now();
+    source.fetch("secret/data/a").await.unwrap();
+    assert!(started.elapsed() < Duration::from_millis(500), "there was no outage");
+    source.probe().await.unwrap();
+    let healed = Instant::now();
+    for path in ["secret/data/a", "secret/data/b", "secret/data/a"] {
+        source.fetch(path).await.unwrap();
+    }
+    assert!(healed.elapsed() >= Duration::from_millis(500), "the second turn: {:?}", healed.elapsed());
 }
 
 #[tokio::test]

@@ -64,6 +64,24 @@ pub(super) fn errors_in(body: &[u8]) -> Vec<String> {
     words
 }
 
+/// The body of `sys/health` says so; a 503 of something that stands before the server does not.
+pub(super) fn is_sealed(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Health {
+        sealed: bool,
+    }
+    serde_json::from_slice::<Health>(body).is_ok_and(|health| health.sealed)
+}
+
+/// The body of `sys/leader` names the active node, or has no name where there is none.
+pub(super) fn has_leader(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Leader {
+        leader_address: String,
+    }
+    serde_json::from_slice::<Leader>(body).is_ok_and(|leader| !leader.leader_address.is_empty())
+}
+
 impl Transport {
     pub(super) fn vaultrs_failure(&self, request: Request<'_>, error: &vaultrs::error::ClientError) -> FetchError {
         use rustify::errors::ClientError as Rest;
@@ -114,10 +132,12 @@ impl Transport {
             400..=499 if reading => {
                 (FailureKind::Malformed, format!("the server at {server} refused {what} with status {status}{said}"))
             }
+            _ if matches!(request, Request::Probe) => (
+                FailureKind::Unreachable,
+                format!("the server at {server} failed at {what} with status {status}{said}"),
+            ),
             // Past its maximum life a token is refused with 500.
-            400..=500 if !matches!(request, Request::Probe) && !reading => {
-                (FailureKind::Login, format!("the server at {server} refused {what}{said}"))
-            }
+            400..=500 if !reading => (FailureKind::Login, format!("the server at {server} refused {what}{said}")),
             502..=504 => {
                 (FailureKind::Unreachable, format!("the server at {server} is not there (status {status}){said}"))
             }
@@ -126,12 +146,7 @@ impl Transport {
                 format!("the server at {server} failed at {what} with status {status}{said}"),
             ),
         };
-        let after = match status {
-            429 => asked_wait(retry_after),
-            // Somebody answered in its place.
-            502..=504 => Some(asked_wait(retry_after).unwrap_or(ANSWERS)),
-            _ => None,
-        };
+        let after = if status == 429 { asked_wait(retry_after) } else { None };
         FetchError::new(kind, message).after(after)
     }
 
@@ -154,9 +169,7 @@ impl Transport {
         } else {
             format!("no answer from the server at {server}: {}", innermost(error))
         };
-        // One that took the request and did not answer is not asked again at once.
-        let hangs = error.is_timeout() && !error.is_connect();
-        FetchError::new(FailureKind::Unreachable, message).after(hangs.then_some(ANSWERS))
+        FetchError::new(FailureKind::Unreachable, message)
     }
 
     fn malformed(&self, request: Request<'_>) -> FetchError {
@@ -211,5 +224,3 @@ fn shortened(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
-/// For a server that is out, but there.
-const ANSWERS: Duration = Duration::from_secs(1);

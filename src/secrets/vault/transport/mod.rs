@@ -8,6 +8,7 @@
 
 mod destination;
 mod failure;
+mod pace;
 mod trust;
 
 use std::sync::{Mutex, PoisonError};
@@ -23,10 +24,12 @@ use zeroize::Zeroizing;
 
 use crate::secret::Secret;
 
+use super::super::schedule::chance;
 use super::super::settings::VaultSettings;
 use super::super::source::{FailureKind, FetchError};
 use super::auth;
 use destination::Destination;
+use pace::Pace;
 use trust::Trust;
 
 pub(super) use failure::Request;
@@ -43,6 +46,7 @@ pub(super) struct Transport {
     client: Mutex<Option<(reqwest::Client, Instant)>>,
     /// Bounds the requests under way, and so the connections.
     permits: Semaphore,
+    pace: Pace,
     throttled: Mutex<Option<Instant>>,
 }
 
@@ -91,6 +95,7 @@ impl Transport {
             trust,
             client: Mutex::new(None),
             permits: Semaphore::new(REQUESTS_AT_ONCE),
+            pace: Pace::new(settings.agents),
             throttled: Mutex::new(None),
         };
         transport.new_client().map_err(|reason| format!("setting up the HTTP client: {reason}"))?;
@@ -130,14 +135,37 @@ impl Transport {
         self.send(Request::Login(what), ask, token).await
     }
 
+    /// Asks for a WebSocket at `path`, which is answered with 101.
+    pub async fn subscribe(&self, path: &str, key: &str, token: &Secret) -> Result<reqwest::Response, FetchError> {
+        self.not_throttled()?;
+        let header = token_header(token)?;
+        let _permit = self.permit(path).await;
+        let mut url = self.url(path)?;
+        url.set_query(Some("json=true"));
+        let mut asked = self.client(path)?.get(url).header("X-Vault-Token", header);
+        for (name, value) in UPGRADE {
+            asked = asked.header(name, value);
+        }
+        if let Some(namespace) = &self.namespace {
+            asked = asked.header("X-Vault-Namespace", namespace);
+        }
+        let asked = asked.header("Sec-WebSocket-Key", key);
+        let request = Request::Read(path);
+        let mut response = asked.send().await.map_err(|error| self.transport_failure(request, &error))?;
+        let status = response.status().as_u16();
+        if status == 101 {
+            return Ok(response);
+        }
+        let body = self.body(request, path, &mut response).await?;
+        tokio::task::yield_now().await;
+        Err(self.status_failure(request, status.max(400), &failure::errors_in(&body), None))
+    }
+
     async fn send(&self, request: Request<'_>, ask: Ask<'_>, token: &Secret) -> Result<Zeroizing<Vec<u8>>, FetchError> {
         let path = ask.path;
         self.not_throttled()?;
-        let mut header = HeaderValue::from_bytes(token.expose()).map_err(|_| {
-            FetchError::new(FailureKind::Login, "the token has characters that a header must not have".to_owned())
-        })?;
-        header.set_sensitive(true);
-        let _permit = self.permit().await;
+        let header = token_header(token)?;
+        let _permit = self.permit(path).await;
         let mut url = self.url(path)?;
         // Without the slash at the end the server answers with a redirect.
         if ask.method.as_str() == "LIST"
@@ -184,14 +212,38 @@ impl Transport {
         *self.throttled.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
 
-    /// Asks the one endpoint that needs no token whether the server is there and unsealed; a standby will do.
+    /// Asks the endpoints that need no token whether the server would serve: it is there, unsealed, and active or a standby that knows who is
+    /// (developer.hashicorp.com/vault/api-docs/system/health, .../leader). They cost the server no login, no storage and no audit record.
     pub async fn probe(&self) -> Result<(), FetchError> {
-        let request = self.client(HEALTH)?.get(self.url(HEALTH)?).timeout(self.timeout.min(PROBE_TIMEOUT));
-        let response = request.send().await.map_err(|error| self.transport_failure(Request::Probe, &error))?;
-        match response.status().as_u16() {
-            501 | 503 => Err(self.status_failure(Request::Probe, 503, &["sealed".to_owned()], None)),
+        let (status, body) = self.open(HEALTH).await?;
+        match status {
+            501 => Err(self.status_failure(Request::Probe, 503, &["sealed".to_owned()], None)),
+            503 if failure::is_sealed(&body) => {
+                Err(self.status_failure(Request::Probe, 503, &["sealed".to_owned()], None))
+            }
+            // A standby passes on what it is asked, if there is an active node.
+            429 => match self.open(LEADER).await? {
+                (200, body) if failure::has_leader(&body) => Ok(()),
+                _ => {
+                    Err(self.status_failure(Request::Probe, 500, &["no active node was elected yet".to_owned()], None))
+                }
+            },
+            500.. => Err(self.status_failure(Request::Probe, status, &[], None)),
             _ => Ok(()),
         }
+    }
+
+    /// The server was found well after an outage.
+    pub fn spare(&self) {
+        self.pace.begin();
+    }
+
+    /// A question for which nobody logs in.
+    async fn open(&self, path: &'static str) -> Result<(u16, Zeroizing<Vec<u8>>), FetchError> {
+        let request = self.client(path)?.get(self.url(path)?).timeout(self.timeout.min(PROBE_TIMEOUT));
+        let mut response = request.send().await.map_err(|error| self.transport_failure(Request::Probe, &error))?;
+        let body = self.body(Request::Probe, path, &mut response).await?;
+        Ok((response.status().as_u16(), body))
     }
 
     /// Runs one call of vaultrs with a client that carries `token` and is gone afterwards.
@@ -208,7 +260,7 @@ impl Transport {
             }
         };
         let client = self.vault_client(request.what(), token)?;
-        let _permit = self.permit().await;
+        let _permit = self.permit(request.what()).await;
         call(&client).await.map_err(|error| self.vaultrs_failure(request, &error))
     }
 
@@ -237,7 +289,8 @@ impl Transport {
         })
     }
 
-    async fn permit(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
+    async fn permit(&self, what: &str) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        self.pace.turn(what, chance()).await;
         // The semaphore is never closed, so there is always a permit in the end.
         self.permits.acquire().await.ok()
     }
@@ -318,10 +371,23 @@ impl Transport {
     }
 }
 
+fn token_header(token: &Secret) -> Result<HeaderValue, FetchError> {
+    let mut header = HeaderValue::from_bytes(token.expose()).map_err(|_| {
+        FetchError::new(FailureKind::Login, "the token has characters that a header must not have".to_owned())
+    })?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+/// Of a client's handshake (RFC 6455, 4.1).
+const UPGRADE: [(&str, &str); 3] =
+    [("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")];
 const HEALTH: &str = "sys/health";
+const LEADER: &str = "sys/leader";
 const REQUESTS_AT_ONCE: usize = 2;
 const LARGEST: usize = 1024 * 1024;
 const IDLE: Duration = Duration::from_millis(100);
 const CLIENT_LIFE: Duration = Duration::from_millis(500);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Less than the time between two probes.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(800);
