@@ -91,7 +91,8 @@ audit: { path: data/audit.log }
     let ProviderSettings::Vault(vault) = &config.secrets.providers["corp"] else { panic!("not a Vault") };
     assert_eq!((vault.namespace.as_deref(), &vault.tls), (None, &crate::tls::Files::default()));
     assert_eq!(config.secrets.items["weather"].max_stale, Some(Duration::from_secs(86_400)));
-    assert_eq!(config.secrets.providers["dev"], ProviderSettings::File { path: folder.path("secrets/api-keys.yaml") });
+    let path = folder.path("secrets/api-keys.yaml");
+    assert_eq!(config.secrets.providers["dev"], ProviderSettings::File { path, sealed_with: None });
     let UpstreamSettings::Http(http) = &config.mcp.services["github"].upstream else { panic!("not HTTP") };
     assert_eq!(format!("{:?}", http.headers[0].1), "[literal]${secret.github.token}");
     assert_eq!(config.mcp.services.len(), 1);

@@ -43,7 +43,9 @@ impl Provider {
                 VaultSource::build(name, vault, context.clone())
                     .map_err(|reason| SecretsError::Provider { provider: name.to_owned(), reason })?,
             ),
-            ProviderSettings::File { path } => Box::new(FileSource::new(path.clone())),
+            ProviderSettings::File { path, sealed_with } => {
+                Box::new(FileSource::new(path.clone(), sealed_with.clone()))
+            }
             ProviderSettings::Environment => Box::new(EnvironmentSource),
         };
         Ok(Self::with_source(name, settings.clone(), source))

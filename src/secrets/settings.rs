@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::HeaderName;
 use url::Url;
 
+use crate::sealed::KeySource;
 use crate::secret::SecretText;
 use crate::tls;
 
@@ -22,9 +23,11 @@ pub struct SecretsSettings {
 #[derive(Debug, Clone, PartialEq)]
 pub enum ProviderSettings {
     Vault(Box<VaultSettings>),
-    /// A YAML mapping in a file that only its owner may read.
+    /// A YAML mapping in a file that is sealed, or that only its owner may read.
     File {
         path: PathBuf,
+        /// What opens the file, which must then be sealed.
+        sealed_with: Option<KeySource>,
     },
     /// The variables that the process was started with.
     Environment,

@@ -95,7 +95,7 @@ fn provider_detail(provider: &Provider) -> Value {
     };
     let place = match &provider.settings {
         ProviderSettings::Vault(vault) => Some(vault.address.origin().ascii_serialization()),
-        ProviderSettings::File { path } => Some(path.display().to_string()),
+        ProviderSettings::File { path, .. } => Some(path.display().to_string()),
         ProviderSettings::Environment => None,
     };
     json!({ "kind": provider.kind(), "place": place, "state": state })

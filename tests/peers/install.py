@@ -227,6 +227,10 @@ def describe_databases(folder: Path) -> dict:
     return {"initdb": str(programs / "initdb"), "postgres": str(programs / "postgres")}
 
 
+def describe_sealing(folder: Path) -> dict:
+    return {"pyrage_python": str(folder / "venv" / "bin" / "python")}
+
+
 def libpython_env() -> dict[str, str]:
     """What the loader needs to find libpython for rotel; empty where the interpreter has no shared library."""
     folder = sysconfig.get_config_var("LIBDIR") or ""
@@ -239,6 +243,7 @@ NODE_PINS = ("package.json", "package-lock.json")
 GROUPS = {
     "base": Group("requirements.txt", node=True, describe=describe_base),
     "databases": Group("databases.txt", node=False, describe=describe_databases),
+    "sealing": Group("sealing.txt", node=False, describe=describe_sealing),
     "tools": Group("tools.txt", node=False, describe=describe_tools),
 }
 

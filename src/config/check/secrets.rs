@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::vault::{Variables, vault};
 use super::{Check, join, seconds};
-use crate::config::raw::secrets::{RawItem, RawProvider, RawSecrets, RawServe, RawServeAllow};
+use crate::config::raw::secrets::{RawItem, RawProvider, RawSealedWith, RawSecrets, RawServe, RawServeAllow};
+use crate::sealed::KeySource;
 use crate::secrets::settings::{AllowRule, ItemSettings, ProviderSettings, SecretsSettings, ServeSettings};
 
 pub fn settings(raw: RawSecrets, variables: Variables<'_>, check: &mut Check<'_>) -> SecretsSettings {
@@ -49,13 +50,37 @@ fn provider(
         RawProvider::File(raw) => {
             let at = join(path, &["path"]);
             check.readable(&at, &raw.path.0);
-            check.private(&at, &raw.path.0);
-            Some(ProviderSettings::File { path: raw.path.0 })
+            let sealed_with = raw.sealed_with.and_then(|raw| sealed_with(raw, &join(path, &["sealed_with"]), check));
+            if sealed_with.is_none() {
+                check.private(&at, &raw.path.0);
+            }
+            Some(ProviderSettings::File { path: raw.path.0, sealed_with })
         }
         RawProvider::Environment(_) => Some(ProviderSettings::Environment),
         RawProvider::AwsSecretsManager(_) => later("aws-secrets-manager", path, check),
         RawProvider::Directory(_) => later("directory", path, check),
     }
+}
+
+/// Whether the key can be had shows when it is needed: a credential is there only where systemd has started the process.
+fn sealed_with(raw: RawSealedWith, path: &[&str], check: &mut Check<'_>) -> Option<KeySource> {
+    match (raw.identity_file, raw.passphrase_file, raw.credential) {
+        (Some(file), None, None) => Some(KeySource::IdentityFile(file.0)),
+        (None, Some(file), None) => Some(KeySource::PassphraseFile(file.0)),
+        (None, None, Some(name)) if is_credential_name(&name) => Some(KeySource::Credential(name)),
+        (None, None, Some(_)) => {
+            check.problem(&join(path, &["credential"]), "a credential's name has no `/` and is not empty");
+            None
+        }
+        _ => {
+            check.problem(path, "expected one of `identity_file`, `passphrase_file` and `credential`");
+            None
+        }
+    }
+}
+
+fn is_credential_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains('/') && name != "." && name != ".."
 }
 
 fn later(kind: &str, path: &[&str], check: &mut Check<'_>) -> Option<ProviderSettings> {

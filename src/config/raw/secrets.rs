@@ -31,7 +31,7 @@ pub enum RawProvider {
     AwsSecretsManager(RawAws),
     /// Not available in this version: a mounted Kubernetes Secret, systemd credentials.
     Directory(RawDirectory),
-    /// A YAML mapping in a file with mode 0600 or narrower, for development.
+    /// A YAML mapping in a file with mode 0600 or narrower, or sealed with age.
     File(RawFile),
     /// The variables that the process was started with.
     Environment(RawEnvironment),
@@ -182,6 +182,20 @@ pub struct RawDirectory {
 #[serde(deny_unknown_fields)]
 pub struct RawFile {
     pub path: RawPath,
+    /// What opens the file, which then has to be sealed: with `mcpeg seal`, or with age.
+    pub sealed_with: Option<RawSealedWith>,
+}
+
+/// One of them.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawSealedWith {
+    /// An identity of age (`AGE-SECRET-KEY-1...`), readable by its owner and at most its group: a file, a mounted Kubernetes Secret.
+    pub identity_file: Option<RawPath>,
+    /// The first line is the passphrase. Opening takes a second and 256 MiB of memory for each new file.
+    pub passphrase_file: Option<RawPath>,
+    /// The name of a systemd credential with an identity in it: `LoadCredentialEncrypted=`, which the TPM may hold the key of.
+    pub credential: Option<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
