@@ -20,8 +20,7 @@ fn a_domain_imports_only_leaves_and_itself() {
 #[test]
 fn a_leaf_imports_only_leaves() {
     let allowed = BTreeSet::from(LEAVES);
-    let breaches: Vec<String> =
-        LEAVES.iter().flat_map(|leaf| breaches_below(&place_of(leaf), &allowed)).collect();
+    let breaches: Vec<String> = LEAVES.iter().flat_map(|leaf| breaches_below(&place_of(leaf), &allowed)).collect();
     assert!(breaches.is_empty(), "{breaches:#?}");
 }
 

@@ -110,9 +110,13 @@ impl FromStr for Recipient {
     type Err = SealError;
 
     fn from_str(text: &str) -> Result<Self, SealError> {
-        decoded(text, RECIPIENT).map(Self).ok_or_else(|| match text.to_ascii_uppercase().starts_with("AGE-SECRET-KEY-") {
-            true => SealError::BadRecipient("that was given, which is a secret key and is not repeated here,".to_owned()),
-            false => SealError::BadRecipient(text.to_owned()),
+        decoded(text, RECIPIENT).map(Self).ok_or_else(|| {
+            match text.to_ascii_uppercase().starts_with("AGE-SECRET-KEY-") {
+                true => SealError::BadRecipient(
+                    "that was given, which is a secret key and is not repeated here,".to_owned(),
+                ),
+                false => SealError::BadRecipient(text.to_owned()),
+            }
         })
     }
 }
@@ -179,13 +183,17 @@ pub enum KeyError {
     Unreadable { path: PathBuf, error: std::io::Error },
     #[error("the key {path} is not a regular file of at most {LARGEST} bytes")]
     NoFile { path: PathBuf },
-    #[error("the key {path} has mode {mode:04o}: others than its owner and its group can read it, or the group can write it")]
+    #[error(
+        "the key {path} has mode {mode:04o}: others than its owner and its group can read it, or the group can write it"
+    )]
     Open { path: PathBuf, mode: u32 },
     #[error("{path}:{line}: not an identity of age (AGE-SECRET-KEY-1...)")]
     NoIdentity { path: PathBuf, line: usize },
     #[error("there is no key in {path}")]
     Empty { path: PathBuf },
-    #[error("the credential {name} cannot be had: CREDENTIALS_DIRECTORY is not set (LoadCredential= of systemd sets it)")]
+    #[error(
+        "the credential {name} cannot be had: CREDENTIALS_DIRECTORY is not set (LoadCredential= of systemd sets it)"
+    )]
     NoCredentials { name: String },
 }
 

@@ -14,7 +14,7 @@ use super::file::FileSource;
 use super::schedule;
 use super::settings::ProviderSettings;
 use super::source::{FailureKind, FetchError, SecretSource};
-use super::vault::VaultSource;
+use super::vault::{self, VaultSource};
 
 pub(super) struct Provider {
     pub name: String,
@@ -123,6 +123,15 @@ impl Provider {
                 changed
             });
         }
+    }
+}
+
+/// What tokens and leases of a provider are kept under.
+pub(super) fn binding(settings: &ProviderSettings) -> String {
+    match settings {
+        ProviderSettings::Vault(settings) => vault::binding(settings),
+        // They lease nothing.
+        _ => String::new(),
     }
 }
 

@@ -18,6 +18,16 @@ pub struct SecretsSettings {
     pub items: BTreeMap<String, ItemSettings>,
     /// Whether leases are given back at a clean stop.
     pub revoke_on_exit: bool,
+    /// Excludes `revoke_on_exit`.
+    pub cache: Option<CacheSettings>,
+}
+
+/// Where tokens and leased values outlive the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheSettings {
+    pub path: PathBuf,
+    /// Not a passphrase, which would cost a second at each change.
+    pub sealed_with: KeySource,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -20,7 +20,8 @@ impl StatusReport for SecretsHandle {
     fn conditions(&self) -> Vec<Condition> {
         let roster = self.roster();
         let providers = roster.providers.values().map(|provider| provider_condition(provider));
-        providers.chain(roster.items.values().map(|item| item_condition(item))).collect()
+        let items = roster.items.values().map(|item| item_condition(item));
+        providers.chain(items).chain(self.cache_condition()).collect()
     }
 
     fn detail(&self) -> Value {

@@ -29,6 +29,12 @@ impl Term {
         Self { ttl, since, left: ttl, renewable, overlap }
     }
 
+    /// It was new before `since`, and has only `left`.
+    pub fn resumed(mut self, left: Duration) -> Self {
+        self.left = left;
+        self
+    }
+
     pub fn ttl(&self) -> Duration {
         self.ttl
     }

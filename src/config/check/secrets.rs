@@ -5,15 +5,20 @@ use std::path::Path;
 
 use super::vault::{Variables, vault};
 use super::{Check, join, seconds};
-use crate::config::raw::secrets::{RawItem, RawProvider, RawSealedWith, RawSecrets, RawServe, RawServeAllow};
+use crate::config::raw::secrets::{
+    RawItem, RawProvider, RawSealedWith, RawSecrets, RawSecretsCache, RawServe, RawServeAllow,
+};
 use crate::sealed::KeySource;
-use crate::secrets::settings::{AllowRule, ItemSettings, ProviderSettings, SecretsSettings, ServeSettings};
+use crate::secrets::settings::{
+    AllowRule, CacheSettings, ItemSettings, ProviderSettings, SecretsSettings, ServeSettings,
+};
 
 pub fn settings(raw: RawSecrets, variables: Variables<'_>, check: &mut Check<'_>) -> SecretsSettings {
     let known: Vec<String> =
         check.tree.get("secrets").and_then(|node| node.get("providers")).map(keys).unwrap_or_default();
     let mut settings =
         SecretsSettings { revoke_on_exit: raw.revoke_on_exit.unwrap_or_default(), ..SecretsSettings::default() };
+    settings.cache = raw.cache.and_then(|raw| cache(raw, settings.revoke_on_exit, check));
     for (name, raw) in raw.providers {
         let path = ["secrets", "providers", name.as_str()];
         check.name(&path, "provider", &name);
@@ -60,6 +65,23 @@ fn provider(
         RawProvider::AwsSecretsManager(_) => later("aws-secrets-manager", path, check),
         RawProvider::Directory(_) => later("directory", path, check),
     }
+}
+
+fn cache(raw: RawSecretsCache, revoke_on_exit: bool, check: &mut Check<'_>) -> Option<CacheSettings> {
+    let path = ["secrets", "cache"];
+    if revoke_on_exit {
+        check.problem(
+            &path,
+            "what `secrets.revoke_on_exit` gives back cannot be kept for the next start: leave one of the two out",
+        );
+    }
+    if raw.sealed_with.passphrase_file.is_some() {
+        let at = join(&path, &["sealed_with", "passphrase_file"]);
+        check.problem(&at, "a passphrase would cost a second at each change: use `identity_file` or `credential`");
+        return None;
+    }
+    let sealed_with = sealed_with(raw.sealed_with, &join(&path, &["sealed_with"]), check)?;
+    Some(CacheSettings { path: raw.path.0, sealed_with })
 }
 
 /// Whether the key can be had shows when it is needed: a credential is there only where systemd has started the process.

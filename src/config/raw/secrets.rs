@@ -18,6 +18,9 @@ pub struct RawSecrets {
     pub items: BTreeMap<String, RawItem>,
     /// Whether leases are given back to the provider at a clean stop. Default: `false`.
     pub revoke_on_exit: Option<bool>,
+    /// A sealed file in which tokens and leased values outlive the process, so that a restart logs in to nothing and leases nothing anew. Not with
+    /// `revoke_on_exit`. Default: none.
+    pub cache: Option<RawSecretsCache>,
     /// A socket on which local programs read secrets over HTTP: `GET /v1/secrets/ITEM`.
     pub serve: Option<RawServe>,
 }
@@ -184,6 +187,15 @@ pub struct RawFile {
     pub path: RawPath,
     /// What opens the file, which then has to be sealed: with `mcpeg seal`, or with age.
     pub sealed_with: Option<RawSealedWith>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawSecretsCache {
+    /// Made with mode 0600. Only one process uses it.
+    pub path: RawPath,
+    /// An `identity_file` or a `credential`: a passphrase would cost a second at each change.
+    pub sealed_with: RawSealedWith,
 }
 
 /// One of them.

@@ -206,9 +206,7 @@ mod tests {
         assert!(read(file.path(), "a").map(drop).unwrap_err().to_string().contains("at most 1048576 are read"));
         let file = file_with("", 0o600);
         std::fs::write(file.path(), b"a: \xff\n").unwrap();
-        assert!(
-            read(file.path(), "a").map(drop).unwrap_err().to_string().ends_with("is not UTF-8 (after byte 3)")
-        );
+        assert!(read(file.path(), "a").map(drop).unwrap_err().to_string().ends_with("is not UTF-8 (after byte 3)"));
     }
 
     #[tokio::test]
