@@ -11,7 +11,7 @@ use crate::support::sidecar::{Folder, Sidecar};
 use crate::support::{eventually, memory};
 
 /// A database engine at `database/` with one role `app`.
-async fn database(bao: &Bao, postgres: &Postgres, ttl: &str, max_ttl: &str) {
+pub async fn database(bao: &Bao, postgres: &Postgres, ttl: &str, max_ttl: &str) {
     bao.call("POST", "sys/mounts/database", json!({ "type": "database" })).await;
     let url =
         format!("postgresql://{{{{username}}}}:{{{{password}}}}@127.0.0.1:{}/postgres?sslmode=disable", postgres.port);

@@ -5,6 +5,7 @@
 
 mod architecture;
 mod auth;
+mod cache;
 mod examples;
 mod leases;
 mod mcp;
@@ -12,6 +13,7 @@ mod memory;
 mod metrics;
 mod operation;
 mod rotation;
+mod sealed;
 mod serve;
 mod support;
 mod telemetry;
