@@ -13,6 +13,9 @@ use crate::support::eventually;
 use crate::support::postgres::Postgres;
 use crate::support::sidecar::{Folder, PROGRAM, Sidecar};
 
+/// Does something to a folder so that its cache is of no use.
+type Spoil<'a> = &'a dyn Fn(&Folder);
+
 /// A login of a role that may do what a sidecar needs, and a folder with a cache.
 async fn folder(bao: &Bao) -> Folder {
     let (role, secret) = bao.approle().await;
@@ -160,9 +163,10 @@ async fn while_the_server_is_away_a_killed_process_goes_on_with_what_it_had() {
     let sidecar = Sidecar::start(folder);
     assert_eq!(user(&sidecar.folder), first);
     sidecar.says("provider/corp", &["degraded"]).await;
-    // It comes back with nothing in it, so that the lease is found lost.
+    // It comes back with nothing in it: the login is found dead, and what there is goes on being served.
     bao.up().await;
-    sidecar.says("secret/db", &["serving version 1", "corp"]).await;
+    sidecar.says("provider/corp", &["degraded", "AppRole login"]).await;
+    sidecar.says("secret/db", &["degraded", "serving version 1"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,7 +175,7 @@ async fn a_cache_that_cannot_be_used_is_set_aside_and_the_start_goes_on() {
     database(&bao, &postgres, "1h", "2h").await;
     let mut folder = folder(&bao).await;
     let good = folder.read("mcpeg.yaml");
-    let spoil: [(&str, &dyn Fn(&Folder)); 3] = [
+    let spoil: [(&str, Spoil<'_>); 3] = [
         ("sealed for other keys", &|folder| {
             fs::remove_file(folder.path("key")).unwrap();
             generate_key(folder, "key");

@@ -158,7 +158,9 @@ templates: [ { source: t.j2, destination: out } ]
     tokio::time::sleep(Duration::from_secs(1)).await;
     let found = memory::find(sidecar.pid(), "first-value-8841");
     assert!(found.is_empty(), "{} copies of the old value: {found:#?}", found.len());
-    let found = memory::find(sidecar.pid(), "AGE-SECRET-KEY-1");
+    let key = sidecar.folder.read("credentials/mcpeg-key");
+    let secret = key.lines().find_map(|line| line.strip_prefix("AGE-SECRET-KEY-1")).unwrap();
+    let found = memory::find(sidecar.pid(), secret);
     assert!(found.is_empty(), "{} copies of the key: {found:#?}", found.len());
     // Plain where it has to be sealed: refused, and the last good value serves.
     fs::rename(sidecar.folder.path("plain.yaml"), sidecar.folder.path("keys.age")).unwrap();

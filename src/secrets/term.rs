@@ -90,6 +90,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_was_taken_up_is_renewed_by_what_is_left_of_it() {
+        let start = Instant::now();
+        let term = Term::new(start, HOUR, true, Duration::ZERO).resumed(HOUR / 10);
+        assert_eq!(term.next(0.0), (start + (HOUR / 10).mul_f64(2.0 / 3.0), Step::Renew));
+        assert_eq!(term.ttl(), HOUR, "a renewal asks for the whole time");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_replacement_leaves_the_overlap() {
         let (start, overlap) = (Instant::now(), Duration::from_secs(40));
         let term = Term::new(start, Duration::from_secs(60), false, overlap);

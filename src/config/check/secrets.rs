@@ -55,8 +55,9 @@ fn provider(
         RawProvider::File(raw) => {
             let at = join(path, &["path"]);
             check.readable(&at, &raw.path.0);
+            let is_sealed = raw.sealed_with.is_some();
             let sealed_with = raw.sealed_with.and_then(|raw| sealed_with(raw, &join(path, &["sealed_with"]), check));
-            if sealed_with.is_none() {
+            if !is_sealed {
                 check.private(&at, &raw.path.0);
             }
             Some(ProviderSettings::File { path: raw.path.0, sealed_with })
