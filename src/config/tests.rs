@@ -204,7 +204,7 @@ secrets:
     )
     .join("\n");
     for words in [
-        "mcpeg.yaml:4:53: the login `cert` needs a client certificate",
+        "mcpeg.yaml:4:51: the login `cert` needs a client certificate",
         "`token` or `token_file` is missing",
         "`key_file` is missing: certificate and key belong together",
         "mcpeg.yaml:5:111: expected a DNS name",
