@@ -1,7 +1,7 @@
 //! mcpeg, the sidecar beside an LLM agent.
 //!
 //! The map: `cli` reads the command line, `app` composes the domains (`secrets`, `render`, `mcp`, `telemetry`, `admin`), `supervisor`
-//! runs their parts. Domains import only leaves (`secret`, `memory`, `child`, `environment`, `lifecycle`, `ports`, `tls`,
+//! runs their parts. Domains import only leaves (`secret`, `memory`, `child`, `environment`, `lifecycle`, `ports`, `sealed`, `tls`,
 //! `local_socket`); `config` imports the domains' checked
 //! settings. docs/ARCHITECTURE.md shows how a secret, a message and a record travel through them.
 
@@ -20,6 +20,7 @@ pub mod memory;
 pub mod ports;
 pub mod reload;
 pub mod render;
+pub mod sealed;
 pub mod secret;
 pub mod secrets;
 pub mod supervisor;

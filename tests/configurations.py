@@ -113,6 +113,10 @@ def documented(folder: Path) -> Iterator[Example]:
                 number = str(len(examples) + 1)
                 examples.append(Example(f"{name}, configuration {number}", folder / "documented" / name / number))
             write(examples[-1].folder / file[1], block)
+            # A sealed file is opened by `run`; `check` wants it to be there.
+            for sealed in re.findall(r"path: ([\w./-]+\.age), sealed_with", block):
+                if not sealed.startswith("/"):
+                    write(examples[-1].folder / sealed, "")
         yield from examples
 
 

@@ -38,7 +38,9 @@ fn nginx_folder(bao: &Bao, port: u16) -> Folder {
     // The check of a generation that does not serve yet: the same configuration with its folder in place of the link.
     folder.write(
         "check.sh",
-        &format!("sed \"s#{root}/tls/#$1/#g\" {root}/nginx.conf > {root}/check.conf && {nginx} -t -q -c {root}/check.conf\n"),
+        &format!(
+            "sed \"s#{root}/tls/#$1/#g\" {root}/nginx.conf > {root}/check.conf && {nginx} -t -q -c {root}/check.conf\n"
+        ),
     );
     folder.write("reload.sh", &format!("test ! -e {root}/nginx.pid || {nginx} -s reload -c {root}/nginx.conf\n"));
     folder.write("server.crt.j2", "{{ secret.tls.certificate }}\n{{ secret.tls.issuing_ca }}\n");

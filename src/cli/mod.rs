@@ -8,6 +8,7 @@ mod control;
 mod demo;
 mod render;
 mod run;
+mod seal;
 mod secrets;
 
 use std::future::Future;
@@ -59,6 +60,10 @@ enum Command {
     Reload(control::ReloadArgs),
     /// What the running sidecar knows of its secrets; fetch one now
     Secrets(secrets::SecretsArgs),
+    /// Encrypt a file in place (age), or make a key for that
+    Seal(seal::SealArgs),
+    /// Open a sealed file in place
+    Unseal(seal::UnsealArgs),
     /// Print the JSON Schema of the configuration
     Schema(SchemaArgs),
     /// See the whole of it work in a few seconds: no server needed, nothing left behind
@@ -92,6 +97,8 @@ pub fn main() -> ExitCode {
         Command::Status(args) => control::status(&sources, &args),
         Command::Reload(args) => control::reload(&sources, &args),
         Command::Secrets(args) => secrets::secrets(&sources, &args),
+        Command::Seal(args) => seal::seal(&args),
+        Command::Unseal(args) => seal::unseal(&args),
         Command::Schema(args) => {
             say(schema(&args).trim_end());
             ExitCode::SUCCESS

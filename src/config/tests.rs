@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::mcp::settings::UpstreamSettings;
+use crate::sealed::KeySource;
 use crate::secrets::settings::{ProviderSettings, VaultAuth};
 
 /// A folder with the given files; `mcpeg.yaml` is the main one.
@@ -93,7 +94,8 @@ audit: { path: data/audit.log }
     let ProviderSettings::Vault(vault) = &config.secrets.providers["corp"] else { panic!("not a Vault") };
     assert_eq!((vault.namespace.as_deref(), &vault.tls), (None, &crate::tls::Files::default()));
     assert_eq!(config.secrets.items["weather"].max_stale, Some(Duration::from_secs(86_400)));
-    assert_eq!(config.secrets.providers["dev"], ProviderSettings::File { path: folder.path("secrets/api-keys.yaml") });
+    let path = folder.path("secrets/api-keys.yaml");
+    assert_eq!(config.secrets.providers["dev"], ProviderSettings::File { path, sealed_with: None });
     let UpstreamSettings::Http(http) = &config.mcp.services["github"].upstream else { panic!("not HTTP") };
     assert_eq!(format!("{:?}", http.headers[0].1), "[literal]${secret.github.token}");
     assert_eq!(config.mcp.services.len(), 1);
@@ -417,6 +419,44 @@ fn leases_have_their_settings() {
     let folder = Folder::with(&[("mcpeg.yaml", &text("{ type: environment }"))]);
     let problems = folder.problems(&folder.sources());
     assert!(problems[0].ends_with("only a provider of type `vault` takes parameters"), "{problems:?}");
+}
+
+#[test]
+fn sealed_files_and_the_cache_have_their_settings() {
+    let text = "version: \"1.0\"\nsecrets:\n  cache: { path: data/leases.age, sealed_with: { credential: key } }\n  providers:\n    \
+                p: { type: file, path: keys.age, sealed_with: { identity_file: id.txt } }\n";
+    let folder = Folder::with(&[("mcpeg.yaml", text), ("keys.age", "")]);
+    let secrets = folder.load().unwrap_or_else(|problems| panic!("{problems}")).secrets;
+    let sealed_with = Some(KeySource::IdentityFile(folder.path("id.txt")));
+    assert_eq!(secrets.providers["p"], ProviderSettings::File { path: folder.path("keys.age"), sealed_with });
+    let cache = secrets.cache.unwrap();
+    assert_eq!(
+        (cache.path, cache.sealed_with),
+        (folder.path("data/leases.age"), KeySource::Credential("key".to_owned()))
+    );
+}
+
+#[test]
+fn a_key_is_one_thing_and_what_is_given_back_is_not_kept() {
+    let folder = Folder::with(&[
+        (
+            "mcpeg.yaml",
+            "version: \"1.0\"\nsecrets:\n  revoke_on_exit: true\n  cache: { path: c, sealed_with: { passphrase_file: p } }\n  \
+             providers:\n    a: { type: file, path: keys.age, sealed_with: { identity_file: i, credential: c } }\n    \
+             b: { type: file, path: keys.age, sealed_with: { credential: ../c } }\n",
+        ),
+        ("keys.age", ""),
+    ]);
+    let problems = folder.problems(&folder.sources());
+    for (place, words) in [
+        ("mcpeg.yaml:4:10: ", "`secrets.revoke_on_exit`"),
+        ("mcpeg.yaml:4:53: ", "a passphrase would cost a second"),
+        ("mcpeg.yaml:6:51: ", "expected one of `identity_file`, `passphrase_file` and `credential`"),
+        ("mcpeg.yaml:7:65: ", "a credential's name has no `/`"),
+    ] {
+        let found = problems.iter().any(|problem| problem.starts_with(place) && problem.contains(words));
+        assert!(found, "{place}{words}: {problems:#?}");
+    }
 }
 
 #[test]

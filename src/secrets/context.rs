@@ -10,9 +10,11 @@ use tracing::{debug, info, warn};
 
 use crate::ports::{AuditEvent, AuditLog, AuditRefused, Outcome};
 
+use super::cache::Cache;
 use super::leases::{Entry, Leases};
 use super::metrics::Metrics;
 use super::rotator::Reason;
+use super::settings::CacheSettings;
 use super::source::{FetchError, Fetched, Lease, LeaseId};
 use super::store::Item;
 
@@ -20,13 +22,26 @@ pub(super) struct Context {
     audit: Arc<dyn AuditLog>,
     pub metrics: Metrics,
     pub leases: Leases,
+    pub cache: Cache,
+    cache_settings: Option<CacheSettings>,
     /// Rung when an item got a value.
     pub progress: Notify,
 }
 
 impl Context {
     pub fn new(audit: Arc<dyn AuditLog>, metrics: Metrics) -> Self {
-        Self { audit, metrics, leases: Leases::default(), progress: Notify::new() }
+        let (leases, cache, progress) = (Leases::default(), Cache::default(), Notify::new());
+        Self { audit, metrics, leases, cache, cache_settings: None, progress }
+    }
+
+    #[must_use]
+    pub fn with_cache(self, cache_settings: Option<CacheSettings>, cache: Cache) -> Self {
+        Self { cache, cache_settings, ..self }
+    }
+
+    /// What the cache was made of, which a reload does not change.
+    pub fn cache_settings(&self) -> Option<&CacheSettings> {
+        self.cache_settings.as_ref()
     }
 
     /// The event that has to be on record before a new value may be used.
@@ -47,7 +62,7 @@ impl Context {
             .with("mcpeg.secret.version", version)
             .with_some("mcpeg.secret.provider_version", fetched.provider_version.as_deref())
             .with_some("mcpeg.secret.lease", lease)
-            .with_some("mcpeg.secret.reason", (!first).then(|| reason.as_str()));
+            .with_some("mcpeg.secret.reason", (!first || reason == Reason::Resumed).then(|| reason.as_str()));
         self.audit.record(event)?;
         info!(secret = item.name(), provider = item.provider.name, version, "{name}");
         Ok(())
@@ -99,6 +114,13 @@ impl Context {
         self.metrics.logged_in(provider, None);
         info!(provider, method, "provider.login");
         self.audit.record(about_login(provider, method, Outcome::Success))
+    }
+
+    /// As `logged_in`, of a token that an earlier process had.
+    pub fn resumed_login(&self, provider: &str, method: &'static str) -> Result<(), AuditRefused> {
+        info!(provider, method, "the login of before goes on");
+        let event = about_login(provider, method, Outcome::Success);
+        self.audit.record(event.with("mcpeg.secret.reason", Reason::Resumed.as_str()))
     }
 
     pub fn login_failed(&self, provider: &str, method: &'static str, error: &FetchError) {

@@ -24,7 +24,9 @@ pub(super) async fn run(shared: Arc<Shared>, ready: ReadySignal, mut shutdown: S
     loop {
         let current = roster.borrow_and_update().clone();
         crew.align(&current);
-        if !is_ready && has_what_it_needs(&current) {
+        let (providers, items) = (&current.providers, &current.items);
+        shared.context.cache.keep_only(|name| providers.contains_key(name), |name| items.contains_key(name));
+        if !is_ready && has_what_it_needs(&current) && shared.context.cache.is_settled() {
             is_ready = true;
             ready.ready();
         }
@@ -35,10 +37,12 @@ pub(super) async fn run(shared: Arc<Shared>, ready: ReadySignal, mut shutdown: S
             _ = roster.changed() => {}
             () = shared.context.progress.notified(), if !is_ready => {}
             () = &mut reaper => {}
+            () = shared.context.cache.save(), if !shared.context.cache.is_settled() => {}
             Some(ended) = crew.tasks.join_next() => crew.note_end(ended).await,
         }
     }
     crew.tasks.shutdown().await;
+    shared.context.cache.save().await;
     if shared.roster().revoke_on_exit {
         shared.context.leases.revoke_all(&shared.context).await;
     }

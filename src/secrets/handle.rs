@@ -11,13 +11,13 @@ use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::ports::{SecretReader, SecretUnavailable};
+use crate::ports::{Condition, SecretReader, SecretUnavailable};
 use crate::secret::SecretVersion;
 
 use super::SecretsError;
 use super::context::Context;
 use super::provider::Provider;
-use super::rotator::{Reason, fetch_once, note_failure};
+use super::rotator::{first_fetch, note_failure};
 use super::settings::SecretsSettings;
 use super::store::{Item, Retry, Slot};
 
@@ -50,8 +50,15 @@ impl SecretsHandle {
         self.shared.roster()
     }
 
+    pub(super) fn cache_condition(&self) -> Option<Condition> {
+        self.shared.context.cache.condition()
+    }
+
     /// Builds the new beside the old; reads files that the settings name, asks nothing of the network.
     pub fn stage(&self, settings: SecretsSettings) -> Result<Staged, SecretsError> {
+        if settings.cache.as_ref() != self.shared.context.cache_settings() {
+            return Err(SecretsError::NeedsRestart { what: "secrets.cache" });
+        }
         let old = self.shared.roster();
         let mut new = Roster { revoke_on_exit: settings.revoke_on_exit, ..Roster::default() };
         for (name, settings) in &settings.providers {
@@ -85,7 +92,7 @@ impl SecretsHandle {
         let roster = self.shared.roster();
         let context = &self.shared.context;
         let fetches = roster.items.values().map(|item| async move {
-            let error = fetch_once(item, context, Reason::Changed).await.err()?;
+            let error = first_fetch(item, context).await.err()?;
             note_failure(item, context, error.clone(), Retry::At(Instant::now()));
             Some(format!("secret {}: {error}", item.name()))
         });

@@ -3,11 +3,12 @@
 //! `SecretSource` is the seam, with one file or folder a kind: `vault`, `aws`, `directory`, `file`,
 //! `environment`. A `Provider` is a configured source and its
 //! health; an `Item` is a path in a provider, its settings, and a `Slot` that holds the current version. One `rotator` per item fetches,
-//! `crew` runs rotators and providers inside the part's task, `leases` gives back what was replaced, `handle` is what the rest of the
+//! `cache` keeps leases over a restart, `crew` runs rotators and providers inside the part's task, `leases` gives back what was replaced, `handle` is what the rest of the
 //! process holds, `refresh` asks for a fetch out of turn, `status` puts all of it into words; `serve` hands items to local programs.
 //! This domain does not know what a secret is for, and never writes one anywhere.
 
 mod aws;
+mod cache;
 mod context;
 mod crew;
 mod directory;
@@ -19,6 +20,7 @@ mod leases;
 mod metrics;
 mod provider;
 mod refresh;
+mod resume;
 mod rotator;
 mod schedule;
 pub mod serve;
@@ -38,6 +40,7 @@ use opentelemetry::metrics::Meter;
 use crate::lifecycle::{Part, Readiness, Stage};
 use crate::ports::AuditLog;
 
+use cache::Cache;
 use context::Context;
 use handle::Shared;
 use metrics::Metrics;
@@ -51,7 +54,11 @@ pub fn build(
     audit: Arc<dyn AuditLog>,
     meter: Meter,
 ) -> Result<(SecretsHandle, Part), SecretsError> {
-    let context = Arc::new(Context::new(audit, Metrics::new(&meter)));
+    let cache = match &settings.cache {
+        Some(cache) => Cache::open(cache, &settings.providers.values().map(provider::binding).collect()),
+        None => Cache::default(),
+    };
+    let context = Arc::new(Context::new(audit, Metrics::new(&meter)).with_cache(settings.cache.clone(), cache));
     let shared = Arc::new(Shared::new(context));
     let handle = SecretsHandle::new(shared.clone());
     handle.stage(settings)?.commit();
@@ -71,6 +78,8 @@ pub enum SecretsError {
     Provider { provider: String, reason: String },
     #[error("secrets.items.{item}: there is no provider called {provider}")]
     NoSuchProvider { item: String, provider: String },
+    #[error("{what}: a change needs a restart")]
+    NeedsRestart { what: &'static str },
     /// One line for each item that could not be fetched.
     #[error("{}", .0.join("\n"))]
     Fetch(Vec<String>),

@@ -19,7 +19,7 @@ use super::file::FileSource;
 use super::schedule;
 use super::settings::ProviderSettings;
 use super::source::{FetchError, SecretSource};
-use super::vault::VaultSource;
+use super::vault::{self, VaultSource};
 
 pub(super) struct Provider {
     pub name: String,
@@ -56,7 +56,9 @@ impl Provider {
                 AwsSource::build(aws).map_err(|reason| SecretsError::Provider { provider: name.to_owned(), reason })?,
             ),
             ProviderSettings::Directory { path } => Box::new(DirectorySource::new(path.clone())),
-            ProviderSettings::File { path } => Box::new(FileSource::new(path.clone())),
+            ProviderSettings::File { path, sealed_with } => {
+                Box::new(FileSource::new(path.clone(), sealed_with.clone()))
+            }
             ProviderSettings::Environment => Box::new(EnvironmentSource),
         };
         Ok(Self::with_source(name, settings.clone(), source))
@@ -166,3 +168,12 @@ impl Provider {
 
 /// A provider that fails so soon after it was found well has not healed.
 const RELAPSE: Duration = Duration::from_secs(10);
+
+/// What tokens and leases of a provider are kept under.
+pub(super) fn binding(settings: &ProviderSettings) -> String {
+    match settings {
+        ProviderSettings::Vault(settings) => vault::binding(settings),
+        // They lease nothing.
+        _ => String::new(),
+    }
+}

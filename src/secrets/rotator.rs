@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::context::Context;
+use super::resume::{Resumed, resume};
 use super::schedule::{BACKOFF_CAP, ask_again_in, backoff_in, chance, item_backoff_in, replace_in, rotated_in};
 use super::source::{FailureKind, FetchError, Fetched, Known, Lease, LeaseId, Sign};
 use super::store::{Change, Failure, Item, Retry};
@@ -28,6 +29,8 @@ pub(super) enum Reason {
     Login,
     /// The provider has replaced the values by itself.
     ServerRotation,
+    /// An earlier process had them, and they still hold.
+    Resumed,
 }
 
 impl Reason {
@@ -38,6 +41,7 @@ impl Reason {
             Self::LeaseLost => "lease_lost",
             Self::Login => "login",
             Self::ServerRotation => "server_rotation",
+            Self::Resumed => "resumed",
         }
     }
 }
@@ -47,16 +51,21 @@ pub(super) struct Got {
     lease: Option<Lease>,
     provider_version: Option<String>,
     at: Instant,
+    /// Of a lease of an earlier process.
+    resumed: Option<Resumed>,
 }
 
 pub(super) async fn rotate(item: &Item, context: &Context) {
     let mut rotation = Rotation { item, context, stirred: item.provider.subscribe_stirred(), failures: 0 };
-    let mut reason = Reason::Changed;
+    let mut reason = Reason::Resumed;
     let demand = &item.slot.demand;
     loop {
         rotation.stirred.mark_unchanged();
         let asked = demand.begin();
-        let outcome = fetch_once(item, context, reason).await;
+        let outcome = match reason {
+            Reason::Resumed => first_fetch(item, context).await,
+            reason => fetch_once(item, context, reason).await,
+        };
         demand.settle(asked, outcome.as_ref().err().cloned());
         let due = async {
             match outcome {
@@ -67,7 +76,7 @@ pub(super) async fn rotate(item: &Item, context: &Context) {
                 }
                 Err(error) => {
                     rotation.pause_after(error).await;
-                    reason
+                    if reason == Reason::Resumed { Reason::Changed } else { reason }
                 }
             }
         };
@@ -103,7 +112,11 @@ impl Rotation<'_> {
         match got.lease {
             None => self.watch(got).await,
             Some(Lease::Held { id, ttl, renewable, login }) => {
-                self.hold(Term::new(got.at, ttl, renewable, overlap), &id, login).await
+                let term = Term::new(got.at, ttl, renewable, overlap);
+                match got.resumed {
+                    None => self.hold(term, &id, login, false).await,
+                    Some(resumed) => self.hold(term.resumed(resumed.left), &id, login, !resumed.confirmed).await,
+                }
             }
             Some(Lease::Ends(left)) => self.sleep_or_stirred(replace_in(left, overlap, chance()), Reason::Ending).await,
             Some(Lease::Rotates(left)) => {
@@ -155,11 +168,12 @@ impl Rotation<'_> {
         }
     }
 
-    /// Prolongs a lease until it has to be replaced.
-    async fn hold(&mut self, mut term: Term, id: &LeaseId, login: u64) -> Reason {
+    /// Prolongs a lease until it has to be replaced; at once where it is `overdue`.
+    async fn hold(&mut self, mut term: Term, id: &LeaseId, login: u64, mut overdue: bool) -> Reason {
         let source = &self.item.provider.source;
         loop {
             let (at, step) = term.next(chance());
+            let at = if overdue { Instant::now() } else { at };
             tokio::select! {
                 () = sleep_until(at) => {}
                 ends = source.superseded(login) => {
@@ -176,9 +190,12 @@ impl Rotation<'_> {
             match source.renew(id, term.ttl()).await {
                 Ok(left) => {
                     self.failures = 0;
+                    overdue = false;
                     term.renewed(left);
                     self.context.renewed(self.item, id, left);
                     self.context.leases.prolonged(id, left);
+                    self.context.cache.prolonged(self.item.name(), left);
+                    self.context.cache.save().await;
                     self.item.slot.ends_at(self.item.owner, Some(Instant::now() + left));
                     self.recovered();
                 }
@@ -229,6 +246,17 @@ impl Rotation<'_> {
     }
 }
 
+/// As `fetch_once`, where there is nothing kept of an earlier process that still holds.
+pub(super) async fn first_fetch(item: &Item, context: &Context) -> Result<Got, FetchError> {
+    let at = Instant::now();
+    let Some((fetched, resumed)) = resume(item, context).await? else {
+        return fetch_once(item, context, Reason::Changed).await;
+    };
+    let got = Got { lease: fetched.lease.clone(), provider_version: None, at, resumed: Some(resumed) };
+    settle(item, context, fetched, Reason::Resumed, Some(resumed.left)).await?;
+    Ok(got)
+}
+
 /// Fetches and publishes once. Does not note a failure of the item.
 pub(super) async fn fetch_once(item: &Item, context: &Context, reason: Reason) -> Result<Got, FetchError> {
     let at = Instant::now();
@@ -241,14 +269,32 @@ pub(super) async fn fetch_once(item: &Item, context: &Context, reason: Reason) -
     context.metrics.fetched(&item.provider.name, failure, at.elapsed());
     item.provider.note(outcome.as_ref().map(drop));
     let fetched = outcome?;
-    let got = Got { lease: fetched.lease.clone(), provider_version: fetched.provider_version.clone(), at };
-    accept(item, context, fetched, reason)?;
+    let (lease, provider_version) = (fetched.lease.clone(), fetched.provider_version.clone());
+    let got = Got { lease, provider_version, at, resumed: None };
+    settle(item, context, fetched, reason, None).await?;
+    Ok(got)
+}
+
+/// Publishes, keeps what is leased, and tells everybody.
+async fn settle(
+    item: &Item,
+    context: &Context,
+    fetched: Fetched,
+    reason: Reason,
+    left: Option<Duration>,
+) -> Result<(), FetchError> {
+    let lease = fetched.lease.clone();
+    let left = left.or_else(|| lease.as_ref().map(Lease::life));
+    if accept(item, context, fetched, reason, left)? {
+        context.cache.put_item(item, lease.as_ref(), left);
+        context.cache.save().await;
+    }
     if item.slot.recover(item.owner) {
         context.recovered(item);
         item.provider.mend();
     }
     context.progress.notify_one();
-    Ok(got)
+    Ok(())
 }
 
 pub(super) fn note_failure(item: &Item, context: &Context, error: FetchError, retry: Retry) {
@@ -257,13 +303,18 @@ pub(super) fn note_failure(item: &Item, context: &Context, error: FetchError, re
     }
 }
 
-fn accept(item: &Item, context: &Context, fetched: Fetched, reason: Reason) -> Result<(), FetchError> {
+/// True when it is what the item has now. `left`: what is left of the lease.
+fn accept(
+    item: &Item,
+    context: &Context,
+    fetched: Fetched,
+    reason: Reason,
+    left: Option<Duration>,
+) -> Result<bool, FetchError> {
     let (change, version) = item.slot.compare(&fetched);
-    let ends = fetched.lease.as_ref().map(|lease| match lease {
-        Lease::Held { ttl: left, .. } | Lease::Ends(left) | Lease::Rotates(left) => Instant::now() + *left,
-    });
+    let ends = left.map(|left| Instant::now() + left);
     let held = match &fetched.lease {
-        Some(Lease::Held { id, ttl, .. }) => Some((id.clone(), *ttl)),
+        Some(Lease::Held { id, ttl, .. }) => Some((id.clone(), left.unwrap_or(*ttl))),
         _ => None,
     };
     if change == Change::Same {
@@ -277,12 +328,12 @@ fn accept(item: &Item, context: &Context, fetched: Fetched, reason: Reason) -> R
         }
         if !item.slot.publish(item.owner, fetched) {
             held.into_iter().for_each(|lease| context.leases.unused(item, lease));
-            return Ok(());
+            return Ok(false);
         }
     }
     item.slot.ends_at(item.owner, ends);
     context.leases.published(item, held);
-    Ok(())
+    Ok(true)
 }
 
 fn retry_after(error: &FetchError, failures: u32) -> Retry {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::HeaderName;
 use url::Url;
 
+use crate::sealed::KeySource;
 use crate::secret::SecretText;
 use crate::tls;
 
@@ -17,6 +18,16 @@ pub struct SecretsSettings {
     pub items: BTreeMap<String, ItemSettings>,
     /// Whether leases are given back at a clean stop.
     pub revoke_on_exit: bool,
+    /// Excludes `revoke_on_exit`.
+    pub cache: Option<CacheSettings>,
+}
+
+/// Where tokens and leased values outlive the process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheSettings {
+    pub path: PathBuf,
+    /// Not a passphrase, which would cost a second at each change.
+    pub sealed_with: KeySource,
 }
 
 impl SecretsSettings {
@@ -36,9 +47,11 @@ pub enum ProviderSettings {
     Directory {
         path: PathBuf,
     },
-    /// A YAML mapping in a file that only its owner may read.
+    /// A YAML mapping in a file that is sealed, or that only its owner may read.
     File {
         path: PathBuf,
+        /// What opens the file, which must then be sealed.
+        sealed_with: Option<KeySource>,
     },
     /// The variables that the process was started with.
     Environment,

@@ -47,6 +47,11 @@ pub(super) trait SecretSource: Send + Sync {
         Box::pin(std::future::ready(Err(FetchError::new(FailureKind::Malformed, "this provider has no leases"))))
     }
 
+    /// How long a lease of an earlier process has left, and whether it can be renewed.
+    fn look<'a>(&'a self, lease: &'a LeaseId, ttl: Duration) -> BoxFuture<'a, Result<(Duration, bool), FetchError>> {
+        Box::pin(async move { Ok((self.renew(lease, ttl).await?, true)) })
+    }
+
     /// Gives a lease back.
     fn revoke<'a>(&'a self, lease: &'a LeaseId) -> BoxFuture<'a, Result<(), FetchError>> {
         let _ = lease;
@@ -90,6 +95,15 @@ pub(super) enum Lease {
     Ends(Duration),
     /// The provider replaces them by itself: the password of a static role.
     Rotates(Duration),
+}
+
+impl Lease {
+    /// When it was new.
+    pub fn life(&self) -> Duration {
+        match self {
+            Self::Held { ttl: life, .. } | Self::Ends(life) | Self::Rotates(life) => *life,
+        }
+    }
 }
 
 /// The provider's name for a lease. What is said of it outside is its hash.

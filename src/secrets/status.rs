@@ -20,7 +20,8 @@ impl StatusReport for SecretsHandle {
     fn conditions(&self) -> Vec<Condition> {
         let roster = self.roster();
         let providers = roster.providers.values().map(|provider| provider_condition(provider));
-        providers.chain(roster.items.values().map(|item| item_condition(item))).collect()
+        let items = roster.items.values().map(|item| item_condition(item));
+        providers.chain(items).chain(self.cache_condition()).collect()
     }
 
     fn detail(&self) -> Value {
@@ -98,7 +99,7 @@ fn provider_detail(provider: &Provider) -> Value {
         ProviderSettings::AwsSecretsManager(aws) => {
             aws.endpoint.as_ref().map(|endpoint| endpoint.origin().ascii_serialization()).or_else(|| aws.region.clone())
         }
-        ProviderSettings::Directory { path } | ProviderSettings::File { path } => Some(path.display().to_string()),
+        ProviderSettings::Directory { path } | ProviderSettings::File { path, .. } => Some(path.display().to_string()),
         ProviderSettings::Environment => None,
     };
     json!({ "kind": provider.kind(), "place": place, "state": state })

@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use crate::ports::SecretUnavailable;
 use crate::secret::SecretVersion;
 
-use super::provider::Provider;
+use super::cache::binding_of;
+use super::provider::{Provider, binding};
 use super::refresh::Demand;
 use super::settings::ItemSettings;
 use super::source::{FetchError, Fetched};
@@ -30,6 +31,12 @@ pub(super) struct Item {
 impl Item {
     pub fn name(&self) -> &str {
         &self.slot.name
+    }
+
+    /// What leased values of this item are kept under: other settings are not served with them.
+    pub fn binding(&self) -> String {
+        let (provider, settings) = (binding(&self.provider.settings), &self.settings);
+        binding_of(&format!("{provider:?} {:?} {:?}", settings.path, settings.parameters))
     }
 
     /// The version to use now.
@@ -135,6 +142,10 @@ impl Slot {
 
     pub fn has_value(&self) -> bool {
         self.state().value.is_some()
+    }
+
+    pub fn value(&self) -> Option<Arc<SecretVersion>> {
+        self.state().value.clone()
     }
 
     pub fn version_and_age(&self) -> Option<(u64, Duration)> {

@@ -29,6 +29,12 @@ impl Term {
         Self { ttl, since, left: ttl, renewable, overlap }
     }
 
+    /// It was new before `since`, and has only `left`.
+    pub fn resumed(mut self, left: Duration) -> Self {
+        self.left = left;
+        self
+    }
+
     pub fn ttl(&self) -> Duration {
         self.ttl
     }
@@ -81,6 +87,14 @@ mod tests {
         assert_eq!(step, Step::Replace);
         assert_eq!(at - Instant::now(), (HOUR / 2).mul_f64(2.0 / 3.0));
         assert_eq!(term.ttl(), HOUR, "each renewal asks for the whole time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_taken_up_is_renewed_by_what_is_left_of_it() {
+        let start = Instant::now();
+        let term = Term::new(start, HOUR, true, Duration::ZERO).resumed(HOUR / 10);
+        assert_eq!(term.next(0.0), (start + (HOUR / 10).mul_f64(2.0 / 3.0), Step::Renew));
+        assert_eq!(term.ttl(), HOUR, "a renewal asks for the whole time");
     }
 
     #[tokio::test(start_paused = true)]

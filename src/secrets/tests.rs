@@ -508,7 +508,8 @@ async fn a_reload_keeps_what_is_unchanged_and_hands_over_what_changed() {
     write_private(&path, "a: one\nb: two\n");
     let item = |path: &str| ItemSettings { provider: "dev".to_owned(), ..settings(path) };
     let mut wanted = SecretsSettings {
-        providers: BTreeMap::from([("dev".to_owned(), ProviderSettings::File { path })]),
+        cache: None,
+        providers: BTreeMap::from([("dev".to_owned(), ProviderSettings::File { path, sealed_with: None })]),
         items: BTreeMap::from([("x".to_owned(), item("a")), ("y".to_owned(), item("a"))]),
         revoke_on_exit: false,
     };
@@ -539,8 +540,9 @@ async fn once_reports_every_failure_together() {
     write_private(&path, "a: one\n");
     let item = |provider: &str, path: &str| ItemSettings { provider: provider.to_owned(), ..settings(path) };
     let wanted = SecretsSettings {
+        cache: None,
         providers: BTreeMap::from([
-            ("dev".to_owned(), ProviderSettings::File { path }),
+            ("dev".to_owned(), ProviderSettings::File { path, sealed_with: None }),
             ("env".to_owned(), ProviderSettings::Environment),
         ]),
         items: BTreeMap::from([

@@ -252,6 +252,10 @@ def describe_aws(folder: Path) -> dict:
     return {"moto": [str(folder / "venv" / "bin" / "python"), "-m", "moto.server"]}
 
 
+def describe_sealing(folder: Path) -> dict:
+    return {"pyrage_python": str(folder / "venv" / "bin" / "python")}
+
+
 def libpython_env() -> dict[str, str]:
     """What the loader needs to find libpython for rotel; empty where the interpreter has no shared library."""
     folder = sysconfig.get_config_var("LIBDIR") or ""
@@ -266,6 +270,7 @@ GROUPS = {
     "databases": Group("databases.txt", node=False, describe=describe_databases),
     "nginx": Group(None, node=False, describe=describe_nginx, debian=("nginx",)),
     "aws": Group("aws.txt", node=False, describe=describe_aws),
+    "sealing": Group("sealing.txt", node=False, describe=describe_sealing),
     "tools": Group("tools.txt", node=False, describe=describe_tools),
 }
 

@@ -6,15 +6,21 @@ use std::path::{Path, PathBuf};
 use super::vault::{Variables, vault};
 use super::{Check, join, seconds};
 use crate::config::raw::scalar::RawPath;
-use crate::config::raw::secrets::{RawDirectory, RawItem, RawProvider, RawSecrets, RawServe, RawServeAllow};
+use crate::config::raw::secrets::{
+    RawDirectory, RawItem, RawProvider, RawSealedWith, RawSecrets, RawSecretsCache, RawServe, RawServeAllow,
+};
 use crate::config::yaml::plain_io;
-use crate::secrets::settings::{AllowRule, ItemSettings, ProviderSettings, SecretsSettings, ServeSettings};
+use crate::sealed::KeySource;
+use crate::secrets::settings::{
+    AllowRule, CacheSettings, ItemSettings, ProviderSettings, SecretsSettings, ServeSettings,
+};
 
 pub fn settings(raw: RawSecrets, variables: Variables<'_>, check: &mut Check<'_>) -> SecretsSettings {
     let known: Vec<String> =
         check.tree.get("secrets").and_then(|node| node.get("providers")).map(keys).unwrap_or_default();
     let mut settings =
         SecretsSettings { revoke_on_exit: raw.revoke_on_exit.unwrap_or_default(), ..SecretsSettings::default() };
+    settings.cache = raw.cache.and_then(|raw| cache(raw, settings.revoke_on_exit, check));
     for (name, raw) in raw.providers {
         let path = ["secrets", "providers", name.as_str()];
         check.name(&path, "provider", &name);
@@ -51,8 +57,12 @@ fn provider(
         RawProvider::File(raw) => {
             let at = join(path, &["path"]);
             check.readable(&at, &raw.path.0);
-            check.private(&at, &raw.path.0);
-            Some(ProviderSettings::File { path: raw.path.0 })
+            let is_sealed = raw.sealed_with.is_some();
+            let sealed_with = raw.sealed_with.and_then(|raw| sealed_with(raw, &join(path, &["sealed_with"]), check));
+            if !is_sealed {
+                check.private(&at, &raw.path.0);
+            }
+            Some(ProviderSettings::File { path: raw.path.0, sealed_with })
         }
         RawProvider::Environment(_) => Some(ProviderSettings::Environment),
         RawProvider::AwsSecretsManager(raw) => super::aws::settings(*raw, path, variables, check)
@@ -81,6 +91,44 @@ fn directory(
             .problem(&join(path, &["path"]), format!("{} cannot be opened: {}", folder.display(), plain_io(&error))),
     }
     Some(ProviderSettings::Directory { path: folder })
+}
+
+fn cache(raw: RawSecretsCache, revoke_on_exit: bool, check: &mut Check<'_>) -> Option<CacheSettings> {
+    let path = ["secrets", "cache"];
+    if revoke_on_exit {
+        check.problem(
+            &path,
+            "what `secrets.revoke_on_exit` gives back cannot be kept for the next start: leave one of the two out",
+        );
+    }
+    if raw.sealed_with.passphrase_file.is_some() {
+        let at = join(&path, &["sealed_with", "passphrase_file"]);
+        check.problem(&at, "a passphrase would cost a second at each change: use `identity_file` or `credential`");
+        return None;
+    }
+    let sealed_with = sealed_with(raw.sealed_with, &join(&path, &["sealed_with"]), check)?;
+    Some(CacheSettings { path: raw.path.0, sealed_with })
+}
+
+/// Whether the key can be had shows when it is needed: a credential is there only where systemd has started the process.
+fn sealed_with(raw: RawSealedWith, path: &[&str], check: &mut Check<'_>) -> Option<KeySource> {
+    match (raw.identity_file, raw.passphrase_file, raw.credential) {
+        (Some(file), None, None) => Some(KeySource::IdentityFile(file.0)),
+        (None, Some(file), None) => Some(KeySource::PassphraseFile(file.0)),
+        (None, None, Some(name)) if is_credential_name(&name) => Some(KeySource::Credential(name)),
+        (None, None, Some(_)) => {
+            check.problem(&join(path, &["credential"]), "a credential's name has no `/` and is not empty");
+            None
+        }
+        _ => {
+            check.problem(path, "expected one of `identity_file`, `passphrase_file` and `credential`");
+            None
+        }
+    }
+}
+
+fn is_credential_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains('/') && name != "." && name != ".."
 }
 
 fn item(raw: RawItem, settings: &SecretsSettings, path: &[&str], check: &mut Check<'_>) -> ItemSettings {

@@ -18,6 +18,9 @@ pub struct RawSecrets {
     pub items: BTreeMap<String, RawItem>,
     /// Whether leases are given back to the provider at a clean stop. Default: `false`.
     pub revoke_on_exit: Option<bool>,
+    /// A sealed file in which tokens and leased values outlive the process, so that a restart logs in to nothing and leases nothing anew. Not with
+    /// `revoke_on_exit`. Default: none.
+    pub cache: Option<RawSecretsCache>,
     /// A socket on which local programs read secrets over HTTP: `GET /v1/secrets/ITEM`.
     pub serve: Option<RawServe>,
 }
@@ -31,7 +34,7 @@ pub enum RawProvider {
     AwsSecretsManager(Box<RawAws>),
     /// A folder with a file for each secret: a mounted Kubernetes Secret or ConfigMap, systemd credentials, Docker secrets.
     Directory(RawDirectory),
-    /// A YAML mapping in a file with mode 0600 or narrower, for development.
+    /// A YAML mapping in a file with mode 0600 or narrower, or sealed with age.
     File(RawFile),
     /// The variables that the process was started with. A value that an item names is wiped from the process's environment.
     Environment(RawEnvironment),
@@ -230,6 +233,29 @@ pub struct RawDirectory {
 #[serde(deny_unknown_fields)]
 pub struct RawFile {
     pub path: RawPath,
+    /// What opens the file, which then has to be sealed: with `mcpeg seal`, or with age.
+    pub sealed_with: Option<RawSealedWith>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawSecretsCache {
+    /// Made with mode 0600. Only one process uses it.
+    pub path: RawPath,
+    /// An `identity_file` or a `credential`: a passphrase would cost a second at each change.
+    pub sealed_with: RawSealedWith,
+}
+
+/// One of them.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawSealedWith {
+    /// An identity of age (`AGE-SECRET-KEY-1...`), readable by its owner and at most its group: a file, a mounted Kubernetes Secret.
+    pub identity_file: Option<RawPath>,
+    /// The first line is the passphrase. Opening takes a second and 256 MiB of memory for each new file.
+    pub passphrase_file: Option<RawPath>,
+    /// The name of a systemd credential with an identity in it: `LoadCredentialEncrypted=`, which the TPM may hold the key of.
+    pub credential: Option<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -75,6 +75,21 @@ pub(super) fn renewed(body: &[u8]) -> Option<Duration> {
     Some(Duration::from_secs(answer.lease_duration))
 }
 
+/// What is left of a lease, and whether it can be renewed.
+pub(super) fn looked_up(body: &[u8]) -> Option<(Duration, bool)> {
+    #[derive(Deserialize)]
+    struct Looked {
+        data: Facts,
+    }
+    #[derive(Deserialize)]
+    struct Facts {
+        ttl: u64,
+        renewable: bool,
+    }
+    let facts = serde_json::from_slice::<Looked>(body).ok()?.data;
+    Some((Duration::from_secs(facts.ttl), facts.renewable))
+}
+
 /// What ends values that have no lease. A static role tells the time until the server rotates it in `ttl`, which counts down and so is
 /// no part of the value (developer.hashicorp.com/vault/api-docs/secret/databases#get-static-credentials); PKI the moment at which a
 /// certificate ends in `expiration`.

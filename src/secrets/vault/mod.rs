@@ -26,6 +26,7 @@ use zeroize::Zeroizing;
 
 use crate::memory::with_wiped_stack;
 
+use super::cache::binding_of;
 use super::context::Context;
 use super::settings::VaultSettings;
 use super::source::{BoxFuture, FailureKind, FetchError, Fetched, Known, Lease, LeaseId, SecretSource, Sign};
@@ -34,6 +35,11 @@ use events::Events;
 use freshness::Freshness;
 use session::{Session, Token};
 use transport::{Ask, Transport};
+
+/// What tokens and leases of this server are kept under: the settings that tell whose they are. A secret among them prints as what it is not.
+pub(super) fn binding(settings: &VaultSettings) -> String {
+    binding_of(&format!("vault {} {:?} {:?}", settings.address, settings.namespace, settings.auth))
+}
 
 pub(super) struct VaultSource {
     transport: Arc<Transport>,
@@ -49,7 +55,7 @@ impl VaultSource {
     pub fn build(provider: &str, settings: &VaultSettings, context: Arc<Context>) -> Result<Self, String> {
         let transport = Arc::new(Transport::build(settings)?);
         let method = auth::build(&settings.auth)?;
-        let session = Session::new(provider, transport.clone(), method, context);
+        let session = Session::new(provider, transport.clone(), method, binding(settings), context);
         Ok(Self {
             session,
             transport,
@@ -133,6 +139,19 @@ impl VaultSource {
         })
     }
 
+    /// developer.hashicorp.com/vault/api-docs/system/leases#read-lease; where that is not allowed, a renewal tells as much.
+    async fn look_up(&self, lease: &LeaseId, ttl: Duration) -> Result<(Duration, bool), FetchError> {
+        let body = json!({ "lease_id": lease.expose() }).to_string();
+        let body = match self.exchange(Ask::put("sys/leases/lookup", body)).await {
+            Err(error) if error.kind == FailureKind::Denied => return Ok((self.renew_lease(lease, ttl).await?, true)),
+            outcome => outcome?.0,
+        };
+        answer::looked_up(&body).ok_or_else(|| {
+            let message = format!("{} answered the lookup of a lease with something else", self.transport.address());
+            FetchError::new(FailureKind::ServerError, message)
+        })
+    }
+
     async fn revoke_lease(&self, lease: &LeaseId) -> Result<(), FetchError> {
         let body = json!({ "lease_id": lease.expose() }).to_string();
         self.exchange(Ask::put("sys/leases/revoke", body)).await.map(drop)
@@ -158,6 +177,10 @@ impl SecretSource for VaultSource {
 
     fn renew<'a>(&'a self, lease: &'a LeaseId, ttl: Duration) -> BoxFuture<'a, Result<Duration, FetchError>> {
         Box::pin(self.renew_lease(lease, ttl))
+    }
+
+    fn look<'a>(&'a self, lease: &'a LeaseId, ttl: Duration) -> BoxFuture<'a, Result<(Duration, bool), FetchError>> {
+        Box::pin(self.look_up(lease, ttl))
     }
 
     fn revoke<'a>(&'a self, lease: &'a LeaseId) -> BoxFuture<'a, Result<(), FetchError>> {

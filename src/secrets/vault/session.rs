@@ -6,14 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Mutex, MutexGuard, Notify, watch};
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::secret::Secret;
 
+use super::super::cache::{KeptToken, OURS};
 use super::super::context::Context;
 use super::super::schedule::{BACKOFF_CAP, backoff_in, chance, renew_in};
 use super::super::source::{FailureKind, FetchError};
@@ -25,6 +26,8 @@ pub(super) struct Session {
     transport: Arc<Transport>,
     method: Box<dyn AuthMethod>,
     context: Arc<Context>,
+    /// What the token is kept under.
+    binding: String,
     state: Mutex<State>,
     /// Rung after each login, for the renewal to plan anew.
     logged_in: Notify,
@@ -41,6 +44,8 @@ struct Logins {
 #[derive(Default)]
 struct State {
     token: Option<Arc<Token>>,
+    /// What an earlier process had, until it is known whether it lives.
+    kept: Option<KeptToken>,
     logins: u64,
     failures: u32,
     /// The last failed login, and until when it stands for an answer.
@@ -52,7 +57,7 @@ struct State {
 }
 
 pub(super) struct Token {
-    pub secret: Secret,
+    pub secret: Arc<Secret>,
     /// Which login it came from.
     pub login: u64,
     /// `None`: it does not end.
@@ -63,9 +68,21 @@ pub(super) struct Token {
 }
 
 impl Session {
-    pub fn new(provider: &str, transport: Arc<Transport>, method: Box<dyn AuthMethod>, context: Arc<Context>) -> Self {
-        let (state, logged_in, logins) = (Mutex::default(), Notify::new(), watch::Sender::default());
-        Self { provider: provider.to_owned(), transport, method, context, state, logged_in, logins }
+    pub fn new(
+        provider: &str,
+        transport: Arc<Transport>,
+        method: Box<dyn AuthMethod>,
+        binding: String,
+        context: Arc<Context>,
+    ) -> Self {
+        let (logged_in, logins, mut state) = (Notify::new(), watch::Sender::<Logins>::default(), State::default());
+        state.kept = context.cache.take_token(provider, &binding);
+        if state.kept.is_some() {
+            state.logins = OURS;
+            logins.send_modify(|logins| logins.newest = OURS);
+        }
+        let (provider, state) = (provider.to_owned(), Mutex::new(state));
+        Self { provider, transport, method, context, binding, state, logged_in, logins }
     }
 
     /// The token to use now, from a login if need be.
@@ -113,10 +130,15 @@ impl Session {
         {
             return Err(error.clone());
         }
+        if let Some(token) = self.resumed(state).await? {
+            return Ok(token);
+        }
         let outcome = self.method.login(&self.transport).await.and_then(|grant| self.on_record(grant));
         match outcome {
             Ok(grant) => {
-                state.logins += 1;
+                // The same token, though it was read anew: what was leased under it goes on.
+                let goes_on = state.kept.take().is_some_and(|kept| kept.is(&grant.token));
+                state.logins += u64::from(!goes_on);
                 state.failures = 0;
                 state.blocked = None;
                 state.lookup_refused = false;
@@ -128,6 +150,7 @@ impl Session {
                 });
                 state.token = Some(token.clone());
                 self.logged_in.notify_one();
+                self.keep(&token).await;
                 Ok(token)
             }
             // The probes of the provider pace what comes after an outage.
@@ -140,6 +163,48 @@ impl Session {
                 Err(error)
             }
         }
+    }
+
+    /// The token of an earlier process, if it lives. Where tokens are given and not made, a new one is read in any case.
+    async fn resumed(&self, state: &mut State) -> Result<Option<Arc<Token>>, FetchError> {
+        let Some(kept) = state.kept.as_ref().filter(|_| self.method.makes_tokens()) else { return Ok(None) };
+        let lookup = self.transport.call(Request::LookupSelf, Some(&kept.token), vaultrs::token::lookup_self).await;
+        let (left, renewable) = match lookup {
+            Ok(facts) => (Some(facts.ttl).filter(|ttl| *ttl > 0), facts.renewable.unwrap_or(false)),
+            Err(error) if matches!(error.kind, FailureKind::Login | FailureKind::Malformed) => {
+                info!(provider = self.provider, "the login of before has ended");
+                state.kept = None;
+                self.context.cache.forget_token(&self.provider);
+                self.logins.send_modify(|logins| logins.end(OURS, Some(Instant::now())));
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        self.context
+            .resumed_login(&self.provider, self.method.name())
+            .map_err(|refused| FetchError::new(FailureKind::Unaudited, format!("the login is not used: {refused}")))?;
+        let ends = left.and_then(|left| Instant::now().checked_add(Duration::from_secs(left)));
+        let token = Arc::new(Token { secret: kept.token.clone(), login: OURS, ends, ttl: kept.ttl, renewable });
+        state.kept = None;
+        state.token = Some(token.clone());
+        self.logged_in.notify_one();
+        self.keep(&token).await;
+        Ok(Some(token))
+    }
+
+    /// For the next process.
+    async fn keep(&self, token: &Token) {
+        let left = token.ends.map(|ends| ends.saturating_duration_since(Instant::now()));
+        let kept = KeptToken {
+            binding: self.binding.clone(),
+            token: token.secret.clone(),
+            ttl: token.ttl,
+            renewable: token.renewable,
+            ends: left.map(|left| SystemTime::now() + left),
+            login: token.login,
+        };
+        self.context.cache.put_token(&self.provider, kept);
+        self.context.cache.save().await;
     }
 
     /// Completes when there is a newer login than this, with the time when its token ends, and what was leased under it.
@@ -195,7 +260,9 @@ impl Session {
                 Ok(Some(renewed)) => {
                     let mut state = self.state.lock().await;
                     if state.token.as_ref().is_some_and(|current| current.login == renewed.login) {
-                        state.token = Some(Arc::new(renewed));
+                        let renewed = Arc::new(renewed);
+                        state.token = Some(renewed.clone());
+                        self.keep(&renewed).await;
                     }
                     return;
                 }
@@ -261,7 +328,7 @@ const MOST_LOGINS: usize = 16;
 impl Token {
     fn new(grant: Grant, login: u64) -> Self {
         let ends = grant.ttl.and_then(|ttl| Instant::now().checked_add(ttl));
-        Self { secret: grant.token, login, ends, ttl: grant.ttl, renewable: grant.renewable }
+        Self { secret: Arc::new(grant.token), login, ends, ttl: grant.ttl, renewable: grant.renewable }
     }
 
     /// When it is to be renewed.

@@ -25,6 +25,11 @@ pub(super) trait AuthMethod: Send + Sync {
     /// As the configuration calls it.
     fn name(&self) -> &'static str;
 
+    /// Whether each login makes a token, and does not only read one.
+    fn makes_tokens(&self) -> bool {
+        true
+    }
+
     /// Obtains a token. What it needs from a file is read anew each time.
     fn login<'a>(&'a self, transport: &'a Transport) -> BoxFuture<'a, Result<Grant, FetchError>>;
 }

@@ -45,6 +45,10 @@ impl AuthMethod for Token {
         }
     }
 
+    fn makes_tokens(&self) -> bool {
+        false
+    }
+
     fn login<'a>(&'a self, transport: &'a Transport) -> BoxFuture<'a, Result<Grant, FetchError>> {
         Box::pin(self.check(transport))
     }

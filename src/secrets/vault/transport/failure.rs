@@ -223,4 +223,3 @@ fn in_quotes(errors: &[String]) -> String {
 fn shortened(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").chars().filter(|c| !c.is_control()).take(200).collect()
 }
-

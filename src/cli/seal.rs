@@ -1,0 +1,147 @@
+//! `mcpeg seal` and `mcpeg unseal`: a file is replaced by its sealed form, or back. It needs no configuration.
+//!
+//! Invariants: while sealing, only ciphertext is written; plaintext is written only where `unseal` was asked for it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{ArgGroup, Args};
+use zeroize::Zeroizing;
+
+use super::{complain, failed, say};
+use crate::sealed::{self, Identity, Key, KeySource, Recipient, Recipients, file};
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("for").required(true).args(["recipient", "key", "passphrase_file", "generate_key"]).multiple(true)))]
+pub struct SealArgs {
+    /// The file to seal in place
+    #[arg(required_unless_present = "generate_key", value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Whoever has this public key can open it (age1...); may be given more than once
+    #[arg(long, value_name = "AGE1...", conflicts_with_all = ["passphrase_file", "generate_key"])]
+    recipient: Vec<String>,
+    /// Whoever has this identity file can open it
+    #[arg(long, value_name = "IDENTITY_FILE", conflicts_with_all = ["passphrase_file", "generate_key"])]
+    key: Vec<PathBuf>,
+    /// Whoever knows the first line of this file can open it
+    #[arg(long, value_name = "FILE", conflicts_with = "generate_key")]
+    passphrase_file: Option<PathBuf>,
+    /// Write text, not bytes
+    #[arg(long, conflicts_with = "generate_key")]
+    armor: bool,
+    /// Make a new identity file, readable by nobody else, and print its public key
+    #[arg(long, value_name = "IDENTITY_FILE", conflicts_with = "file")]
+    generate_key: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("by").required(true).args(["key", "passphrase_file"])))]
+pub struct UnsealArgs {
+    /// The file to open in place
+    file: PathBuf,
+    /// The identity file that opens it
+    #[arg(long, value_name = "IDENTITY_FILE")]
+    key: Option<PathBuf>,
+    /// Its first line is the passphrase
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+    /// Leave the file sealed, and write what is in it to standard output
+    #[arg(long)]
+    stdout: bool,
+}
+
+pub fn seal(args: &SealArgs) -> ExitCode {
+    let done = match (&args.generate_key, &args.file) {
+        (Some(path), _) => generate(path),
+        (None, Some(path)) => seal_file(path, args),
+        // clap requires one of them.
+        (None, None) => Err("no file is named".to_owned()),
+    };
+    outcome(done)
+}
+
+pub fn unseal(args: &UnsealArgs) -> ExitCode {
+    outcome(unseal_file(args))
+}
+
+fn outcome(done: Result<Option<String>, String>) -> ExitCode {
+    match done {
+        Ok(line) => {
+            line.iter().for_each(|line| say(line));
+            ExitCode::SUCCESS
+        }
+        Err(reason) => failed(&reason),
+    }
+}
+
+/// The public key on standard output, for a script; the rest on standard error.
+fn generate(path: &Path) -> Result<Option<String>, String> {
+    let identity = Identity::generate().map_err(|error| error.to_string())?;
+    file::create(path, identity.in_words().as_bytes()).map_err(|error| format!("{}: {error}", path.display()))?;
+    complain(&format!("{} has the secret key; keep it. Its public key:", path.display()));
+    Ok(Some(identity.recipient().to_string()))
+}
+
+fn seal_file(path: &Path, args: &SealArgs) -> Result<Option<String>, String> {
+    let about = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let recipients = recipients(args)?;
+    let original = file::Original::read(path).map_err(|error| about(&error))?;
+    if sealed::is_sealed(&original.bytes) {
+        return Err(about(&"it is sealed already"));
+    }
+    let sealed = sealed::seal(&original.bytes, &recipients).map_err(|error| about(&error))?;
+    let sealed = if args.armor { sealed::armor(&sealed).into_bytes() } else { sealed };
+    original.replace(&sealed, true).map_err(|error| about(&error))?;
+    Ok(Some(format!("{}: sealed", path.display())))
+}
+
+fn recipients(args: &SealArgs) -> Result<Recipients, String> {
+    if let Some(path) = &args.passphrase_file {
+        let key = KeySource::PassphraseFile(path.clone()).read().map_err(|error| error.to_string())?;
+        return Ok(key.into_recipients());
+    }
+    let mut keys = Vec::new();
+    for text in &args.recipient {
+        keys.push(text.parse::<Recipient>().map_err(|error| error.to_string())?);
+    }
+    for path in &args.key {
+        let key = KeySource::IdentityFile(path.clone()).read().map_err(|error| error.to_string())?;
+        if let Recipients::Keys(more) = key.into_recipients() {
+            keys.extend(more);
+        }
+    }
+    Ok(Recipients::Keys(keys))
+}
+
+fn unseal_file(args: &UnsealArgs) -> Result<Option<String>, String> {
+    let path = &args.file;
+    let about = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let key = key(args)?;
+    if args.stdout {
+        let sealed = std::fs::read(path).map_err(|error| about(&error))?;
+        let plain = sealed::open(&sealed, &key).map_err(|error| about(&error))?;
+        print(&plain).map_err(|error| format!("standard output: {error}"))?;
+        return Ok(None);
+    }
+    let original = file::Original::read(path).map_err(|error| about(&error))?;
+    let plain = sealed::open(&original.bytes, &key).map_err(|error| about(&error))?;
+    original.replace(&plain, false).map_err(|error| about(&error))?;
+    Ok(Some(format!("{}: opened, and readable by its owner alone", path.display())))
+}
+
+fn key(args: &UnsealArgs) -> Result<Key, String> {
+    let source = match (&args.key, &args.passphrase_file) {
+        (Some(path), _) => KeySource::IdentityFile(path.clone()),
+        (None, Some(path)) => KeySource::PassphraseFile(path.clone()),
+        // clap requires one of them.
+        (None, None) => return Err("no key is named".to_owned()),
+    };
+    source.read().map_err(|error| error.to_string())
+}
+
+fn print(plain: &Zeroizing<Vec<u8>>) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(plain)?;
+    out.flush()
+}
