@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const DOMAINS: [&str; 5] = ["secrets", "render", "mcp", "telemetry", "admin"];
-const LEAVES: [&str; 7] = ["child", "lifecycle", "local_socket", "memory", "ports", "secret", "tls"];
+const LEAVES: [&str; 8] = ["child", "guard", "lifecycle", "local_socket", "memory", "ports", "secret", "tls"];
 
 #[test]
 fn a_domain_imports_only_leaves_and_itself() {
@@ -20,8 +20,7 @@ fn a_domain_imports_only_leaves_and_itself() {
 #[test]
 fn a_leaf_imports_only_leaves() {
     let allowed = BTreeSet::from(LEAVES);
-    let breaches: Vec<String> =
-        LEAVES.iter().flat_map(|leaf| breaches_below(&source().join(format!("{leaf}.rs")), &allowed)).collect();
+    let breaches: Vec<String> = LEAVES.iter().flat_map(|leaf| breaches_below(&place_of(leaf), &allowed)).collect();
     assert!(breaches.is_empty(), "{breaches:#?}");
 }
 
@@ -57,6 +56,12 @@ fn every_file_says_what_it_owns_and_none_is_too_long() {
         assert!(text.starts_with("//!"), "{} does not open with what it owns", file.display());
         assert!(text.lines().count() <= 600, "{} has more than 600 lines", file.display());
     }
+}
+
+/// A leaf's file, or its folder where it is larger.
+fn place_of(leaf: &str) -> PathBuf {
+    let file = source().join(format!("{leaf}.rs"));
+    if file.is_file() { file } else { source().join(leaf) }
 }
 
 fn breaches_below(place: &Path, allowed: &BTreeSet<&str>) -> Vec<String> {

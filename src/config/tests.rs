@@ -236,7 +236,7 @@ secrets:
 process: { command: [a] }
 telemetry: { logs: { files: [] }, spool: { path: b } }
 storage: { runtime: { type: sqlite }, cache: { type: memory } }
-security: { leak_guard: redact, sandbox: true }
+security: { sandbox: true }
 "#,
     );
     for name in [
@@ -249,13 +249,12 @@ security: { leak_guard: redact, sandbox: true }
         "`telemetry.spool` is",
         "`storage.runtime.type` is",
         "`storage.cache` is",
-        "`security.leak_guard` is",
         "`security.sandbox` is",
     ] {
         let said = found.iter().any(|line| line.contains(name) && line.contains("not available in this version"));
         assert!(said, "{name}: {found:#?}");
     }
-    assert_eq!(found.len(), 11);
+    assert_eq!(found.len(), 10);
 }
 
 #[test]
