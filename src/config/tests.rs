@@ -258,6 +258,30 @@ security: { sandbox: true }
 }
 
 #[test]
+fn the_leak_guard_is_on_and_a_pattern_that_cannot_serve_is_refused_at_its_place() {
+    let found = problems_of(
+        r#"version: "1.0"
+security:
+  leak_guard: block
+  redaction:
+    patterns:
+      - { name: ticket, regex: 'TICKET-[0-9]+' }
+      - { name: ticket, regex: 'x*' }
+      - { name: "a b", regex: '(' }
+"#,
+    );
+    for (place, words) in [
+        ("mcpeg.yaml:7:", "another pattern has this name"),
+        ("mcpeg.yaml:7:", "it fits an empty text"),
+        ("mcpeg.yaml:8:", "a pattern's name has 1 to 64 letters"),
+        ("mcpeg.yaml:8:", "not a usable regular expression: unclosed group"),
+    ] {
+        assert!(found.iter().any(|line| line.contains(place) && line.contains(words)), "{words}: {found:#?}");
+    }
+    assert_eq!(found.len(), 4);
+}
+
+#[test]
 fn a_rule_for_local_programs_names_whom_and_what() {
     let found = problems_of(
         r#"version: "1.0"

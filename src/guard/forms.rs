@@ -44,7 +44,7 @@ pub(super) struct Spills {
 
 /// Shows every form of `value` that differs from the ones before. The same text may come twice.
 pub(super) fn each(value: &[u8], mut show: impl FnMut(Form<'_>)) {
-    let mut text = Buffer::for_value(value);
+    let (mut text, mut escaped) = (Buffer::for_value(value), Buffer::for_value(value));
     let mut give = |text: &[u8], encoding, spills| show(Form { text, encoding, spills });
     give(value, Encoding::Plain, Spills::default());
     for upper in [false, true] {
@@ -56,11 +56,12 @@ pub(super) fn each(value: &[u8], mut show: impl FnMut(Form<'_>)) {
         if text.0.as_slice() != value {
             give(&text.0, encoding, Spills::default());
         }
+        // A document inside of a string of another one, as tools answer.
+        if text.0.contains(&b'\\') && encoding == Encoding::Json {
+            escaped.filled(|out| Escape::Json(JsonStyle::Least).write(&text.0, out));
+            give(&escaped.0, Encoding::Json, Spills::default());
+        }
     }
-    let mut escaped = Buffer::for_value(value);
-    text.filled(|out| Escape::Json(JsonStyle::Least).write(value, out));
-    escaped.filled(|out| Escape::Json(JsonStyle::Least).write(&text.0, out));
-    give(&escaped.0, Encoding::Json, Spills::default());
     for phase in 0..3 {
         for alphabet in [STANDARD, URL_SAFE] {
             let mut spills = Spills::default();
@@ -85,7 +86,7 @@ struct Buffer(Zeroizing<Vec<u8>>);
 
 impl Buffer {
     fn for_value(value: &[u8]) -> Self {
-        Self(Zeroizing::new(Vec::with_capacity(value.len() * 7 + 16)))
+        Self(Zeroizing::new(Vec::with_capacity(value.len() * 8 + 16)))
     }
 
     fn filled(&mut self, fill: impl FnOnce(&mut Vec<u8>)) {

@@ -18,10 +18,11 @@ pub(super) fn each(field: &[u8], show: &mut impl FnMut(&[u8])) {
             }
         }
     }
-    if matches!(whole.first(), Some(b'{' | b'[')) && whole.len() <= LARGEST_UNPACKED {
-        if let Ok(value) = serde_json::from_slice::<Value>(whole) {
-            texts(&value, show);
-        }
+    if matches!(whole.first(), Some(b'{' | b'['))
+        && whole.len() <= LARGEST_UNPACKED
+        && let Ok(value) = serde_json::from_slice::<Value>(whole)
+    {
+        texts(&value, show);
     }
 }
 
