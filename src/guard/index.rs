@@ -6,7 +6,7 @@
 //!
 //! A text is looked at in windows at a fixed stride. A form of at least 15 bytes has the fingerprints of eight windows that follow each
 //! other in the table, so that a stride of eight meets one of them wherever the form begins. Shorter forms have a table of their own with
-//! a shorter stride. A bitmap of keyed hashes says for nearly every window that there is nothing.
+//! a shorter stride. A table of marks says for nearly every window that there is nothing.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -91,13 +91,13 @@ struct Windows {
 }
 
 impl Windows {
-    fn hash(self, window: u64) -> u64 {
-        let mixed = (window ^ self.mask).wrapping_mul(self.factor);
-        mixed ^ (mixed >> 32)
+    /// The upper bits of the product, which depend on every bit of the window.
+    fn tag(self, window: u64) -> u32 {
+        ((window ^ self.mask).wrapping_mul(self.factor) >> 32) as u32
     }
 
     fn tag_at(self, text: &[u8], at: usize) -> Option<u32> {
-        window_at(text, at).map(|window| tag(self.hash(window)))
+        window_at(text, at).map(|window| self.tag(window))
     }
 }
 
@@ -202,12 +202,13 @@ struct Entry {
     offset: u32,
 }
 
-/// Fingerprints of windows, in order, behind a bitmap of them.
+/// Fingerprints of windows, in order, behind a table that says for nearly every window that there is none.
 #[derive(Default)]
 struct Table {
     stride: usize,
     entries: Vec<Entry>,
-    bitmap: Box<[u64]>,
+    /// A power of two of bytes. The upper bits of a tag say which one is a window's, the lowest three which bit of it.
+    marks: Box<[u8]>,
 }
 
 impl Table {
@@ -216,32 +217,50 @@ impl Table {
             return Self::default();
         }
         entries.sort_by_key(|entry| entry.tag);
-        let bits = (entries.len() * BITS_PER_ENTRY).next_power_of_two().clamp(FEWEST_BITS, MOST_BITS);
-        let mut bitmap = vec![0_u64; bits / 64].into_boxed_slice();
+        // With a long stride a mark in vain costs less a byte of text.
+        let room = entries.len() * if stride == STRIDE { 16 } else { 64 };
+        let mut marks = vec![0_u8; room.next_power_of_two().clamp(FEWEST_MARKS, MOST_MARKS)].into_boxed_slice();
+        let shift = shift_for(marks.len());
         for entry in &entries {
-            bitmap[word_of(entry.tag, bitmap.len())] |= 1 << (entry.tag % 64);
+            marks[(entry.tag >> shift) as usize] |= bit_of(entry.tag);
         }
-        Self { stride, entries, bitmap }
+        Self { stride, entries, marks }
     }
 
     fn scan(&self, windows: Windows, text: &[u8], mut hit: impl FnMut(&Entry, usize)) {
-        let bitmap = &*self.bitmap;
-        let mut look = |bytes: [u8; WINDOW], at: usize| {
-            let tag = tag(windows.hash(u64::from_le_bytes(bytes)));
-            if bitmap[word_of(tag, bitmap.len())] >> (tag % 64) & 1 != 0 {
+        let (marks, shift) = (&*self.marks, shift_for(self.marks.len()));
+        let mark = |bytes: &[u8; WINDOW]| {
+            // The mask changes nothing, which the compiler cannot know.
+            marks[(windows.tag(u64::from_le_bytes(*bytes)) >> shift) as usize & (marks.len() - 1)]
+        };
+        let mut look = |bytes: &[u8; WINDOW], at: usize, mark: u8| {
+            let tag = windows.tag(u64::from_le_bytes(*bytes));
+            if mark & bit_of(tag) != 0 {
                 self.entries_of(tag).for_each(|entry| hit(entry, at));
             }
         };
-        if self.stride == WINDOW {
+        if self.stride == STRIDE {
             for (number, bytes) in text.as_chunks::<WINDOW>().0.iter().enumerate() {
-                look(*bytes, number * WINDOW);
+                let mark = mark(bytes);
+                if mark != 0 {
+                    look(bytes, number * WINDOW, mark);
+                }
             }
-        } else {
-            let mut at = 0;
-            while let Some(bytes) = text[at..].first_chunk::<WINDOW>() {
-                look(*bytes, at);
-                at += self.stride;
+            return;
+        }
+        let (stride, mut at) = (self.stride, 0);
+        // Four windows at a time, with one branch.
+        while let Some([one, two, three, four]) = four_windows(text, at, stride) {
+            if mark(one) | mark(two) | mark(three) | mark(four) != 0 {
+                for (number, bytes) in [one, two, three, four].into_iter().enumerate() {
+                    look(bytes, at + number * stride, mark(bytes));
+                }
             }
+            at += 4 * stride;
+        }
+        while let Some(bytes) = text.get(at..).and_then(|rest| rest.first_chunk()) {
+            look(bytes, at, mark(bytes));
+            at += stride;
         }
     }
 
@@ -251,13 +270,19 @@ impl Table {
     }
 }
 
-/// Which word of a bitmap of `words`, a power of two, has the tag's bit; the six lowest bits of the tag say which bit it is.
-fn word_of(tag: u32, words: usize) -> usize {
-    (tag >> 6) as usize & (words - 1)
+fn four_windows(text: &[u8], at: usize, stride: usize) -> Option<[&[u8; WINDOW]; 4]> {
+    let block = text.get(at..at + 3 * stride + WINDOW)?;
+    let window = |number: usize| block.get(number * stride..)?.first_chunk();
+    Some([window(0)?, window(1)?, window(2)?, window(3)?])
 }
 
-fn tag(hash: u64) -> u32 {
-    hash as u32
+/// Which of the marks is a tag's, its upper bits say.
+fn shift_for(marks: usize) -> u32 {
+    u32::BITS - marks.trailing_zeros()
+}
+
+fn bit_of(tag: u32) -> u8 {
+    1 << (tag % 8)
 }
 
 fn window_at(text: &[u8], at: usize) -> Option<u64> {
@@ -283,8 +308,7 @@ const STRIDE: usize = 8;
 const LONG: usize = WINDOW + STRIDE - 1;
 /// Two words for windows, and the key of digests.
 const KEY_BYTES: usize = 16 + 32;
-const BITS_PER_ENTRY: usize = 128;
-/// 8 KiB, which stay in the nearest cache.
-const FEWEST_BITS: usize = 1 << 16;
-const MOST_BITS: usize = 1 << 23;
+/// They stay in the nearest cache.
+const FEWEST_MARKS: usize = 32 * 1024;
+const MOST_MARKS: usize = 1024 * 1024;
 const LOOKED_AT: usize = 256;
