@@ -195,7 +195,7 @@ pub struct RawRedaction {
 pub struct RawPattern {
     /// Stands in the mark, `[REDACTED:name]`, and in the metric.
     pub name: String,
-    /// In the syntax of the Rust crate `regex`, over bytes: `\\w` and `\\d` are ASCII. What fits is replaced.
+    /// In the syntax of the Rust crate `regex`, over bytes: `\w` and `\d` are ASCII. What fits is replaced.
     pub regex: String,
 }
 
