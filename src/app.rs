@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use crate::admin::{self, AdminHandle, Surface};
 use crate::config::{Config, LockMemory, Sources};
+use crate::guard::{Guard, SecretRedactor};
 use crate::lifecycle::{Part, PartError, Readiness, ReadyState, Stage};
 use crate::mcp::{self, Identity, McpHandle};
 use crate::memory::{self, Protection};
@@ -45,7 +46,9 @@ pub fn protect_memory(lock_memory: LockMemory) -> Result<Protection, String> {
 
 /// Builds every domain. Nothing runs yet.
 pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
-    let (telemetry, mut parts) = telemetry::build(config.telemetry.clone())?;
+    let guard = Arc::new(Guard::new()?);
+    let redactor = Arc::new(SecretRedactor::new(guard.clone(), &config.redaction)?);
+    let (telemetry, mut parts) = telemetry::build(config.telemetry.clone(), redactor.clone())?;
     telemetry.install_logging()?;
     let protection = protect_memory(config.lock_memory)?;
     if protection == Protection::Unlocked && config.lock_memory == LockMemory::Warn {
@@ -56,6 +59,7 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
 
     let (secrets, part) = secrets::build(config.secrets.clone(), audit.clone(), meter.clone())?;
     parts.push(part);
+    secrets.attach_observer(guard.clone());
     let reader = Arc::new(secrets.clone());
     telemetry.attach_secrets(reader.clone());
 
@@ -66,7 +70,7 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
     parts.push(part);
 
     let identity = Identity { name: config.name.clone(), version: env!("CARGO_PKG_VERSION").to_owned() };
-    let (mcp, more) = mcp::build(config.mcp.clone(), reader.clone(), audit.clone(), meter.clone(), identity)?;
+    let (mcp, more) = mcp::build(config.mcp.clone(), reader.clone(), guard, audit.clone(), meter.clone(), identity)?;
     parts.extend(more);
 
     let readiness = Arc::new(OnceLock::new());
@@ -76,6 +80,7 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
         serve: serve.clone(),
         render: render.clone(),
         mcp: mcp.clone(),
+        redactor,
     };
     let reloader = Reloader::new(config.clone(), sources, domains, audit.clone());
     let surface =

@@ -1,7 +1,7 @@
 //! mcpeg, the sidecar beside an LLM agent.
 //!
 //! The map: `cli` reads the command line, `app` composes the domains (`secrets`, `render`, `mcp`, `telemetry`, `admin`), `supervisor`
-//! runs their parts. Domains import only leaves (`secret`, `memory`, `child`, `environment`, `lifecycle`, `ports`, `sealed`, `tls`,
+//! runs their parts. Domains import only leaves (`secret`, `memory`, `child`, `environment`, `guard`, `lifecycle`, `ports`, `sealed`, `tls`,
 //! `local_socket`); `config` imports the domains' checked
 //! settings. docs/ARCHITECTURE.md shows how a secret, a message and a record travel through them.
 
@@ -13,6 +13,7 @@ pub mod child;
 pub mod cli;
 pub mod config;
 pub mod environment;
+pub mod guard;
 pub mod lifecycle;
 pub mod local_socket;
 pub mod mcp;

@@ -2,6 +2,8 @@
 //!
 //! Each trait has one to three methods. Nothing here does any work.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,7 +12,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::secret::SecretVersion;
+use crate::secret::{Secret, SecretVersion};
 
 /// The current secrets. Implemented by the store, used by whatever puts a credential somewhere.
 pub trait SecretReader: Send + Sync {
@@ -33,6 +35,57 @@ pub enum SecretUnavailable {
 
 fn because(reason: &Option<String>) -> String {
     reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default()
+}
+
+/// Is told of every value before anybody can read it. Implemented by the guard, called by the store.
+pub trait SecretObserver: Send + Sync {
+    /// These will be the item's current fields. When this returns, what it is told for is in force.
+    fn published(&self, item: &str, fields: &BTreeMap<String, Secret>);
+
+    /// The item has no value any more.
+    fn retired(&self, item: &str);
+}
+
+/// Takes secrets out of what is to be kept or sent: live values in any common encoding, and what looks like a vendor's key.
+pub trait Redactor: Send + Sync {
+    /// The text with `[REDACTED:name]` in place of each; the text itself, without a copy, if there is none.
+    fn redact<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]>;
+
+    /// What was replaced since the process started.
+    fn counts(&self) -> Vec<RedactedCount>;
+
+    /// As `redact`, for a text that stays one.
+    fn redact_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        match self.redact(text.as_bytes()) {
+            Cow::Borrowed(_) => Cow::Borrowed(text),
+            Cow::Owned(bytes) => Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedactedCount {
+    pub kind: RedactedKind,
+    /// The item's, or the pattern's.
+    pub name: Arc<str>,
+    pub count: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RedactedKind {
+    /// The value of an item.
+    Secret,
+    /// What looks like a credential.
+    Pattern,
+}
+
+impl RedactedKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Secret => "secret",
+            Self::Pattern => "pattern",
+        }
+    }
 }
 
 /// What is known of the secrets, and a fetch out of turn. Implemented by the secrets domain, used by the admin socket.

@@ -21,6 +21,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::admin::AdminHandle;
 use crate::config::{self, Config, Sources};
+use crate::guard::SecretRedactor;
 use crate::lifecycle::{PartError, Shutdown};
 use crate::mcp::McpHandle;
 use crate::ports::{
@@ -38,6 +39,7 @@ pub struct Domains {
     pub serve: ServeHandle,
     pub render: RenderHandle,
     pub mcp: McpHandle,
+    pub redactor: Arc<SecretRedactor>,
 }
 
 pub struct Reloader {
@@ -179,10 +181,12 @@ impl Reloader {
         let serve = domains.serve.stage(new.serve.clone()).map_err(|error| error.to_string())?;
         let render = domains.render.stage(new.templates.clone()).map_err(|error| error.to_string())?;
         let mcp = domains.mcp.stage(new.mcp.clone()).map_err(|error| error.to_string())?;
+        let redactor = domains.redactor.stage(&new.redaction).map_err(|error| error.to_string())?;
         let admin = match self.admin.get() {
             Some(admin) => Some(admin.stage(new.admin.clone()).map_err(|error| error.to_string())?),
             None => None,
         };
+        redactor.commit();
         telemetry.commit();
         // Old and new items are served side by side until everybody has moved.
         let secrets = secrets.introduce();

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const DOMAINS: [&str; 5] = ["secrets", "render", "mcp", "telemetry", "admin"];
-const LEAVES: [&str; 9] =
-    ["child", "environment", "lifecycle", "local_socket", "memory", "ports", "sealed", "secret", "tls"];
+const LEAVES: [&str; 10] =
+    ["child", "environment", "guard", "lifecycle", "local_socket", "memory", "ports", "sealed", "secret", "tls"];
 
 #[test]
 fn a_domain_imports_only_leaves_and_itself() {

@@ -12,6 +12,7 @@ mod directory;
 mod examples;
 mod faults;
 mod following;
+mod leaks;
 mod leases;
 mod mcp;
 mod memory;

@@ -8,6 +8,7 @@ use clap::Args;
 use super::{bad_configuration, block_on, failed, say, take_variables};
 use crate::app;
 use crate::config::{self, Config, Sources};
+use crate::guard::{Guard, SecretRedactor};
 use crate::lifecycle::PartError;
 use crate::ports::{AuditLog, SecretReader};
 use crate::supervisor::Supervisor;
@@ -40,12 +41,15 @@ pub fn render(sources: Sources, args: &RenderArgs) -> ExitCode {
 
 /// The secrets are fetched once, the templates rendered once, and what is on record is flushed.
 async fn once(config: Config) -> Result<Vec<String>, PartError> {
-    let (telemetry, parts) = telemetry::build(config.telemetry.clone())?;
+    let guard = Arc::new(Guard::new()?);
+    let redactor = Arc::new(SecretRedactor::new(guard.clone(), &config.redaction)?);
+    let (telemetry, parts) = telemetry::build(config.telemetry.clone(), redactor)?;
     telemetry.install_logging()?;
     app::protect_memory(config.lock_memory)?;
     let audit: Arc<dyn AuditLog> = Arc::new(telemetry.clone());
     // The rotator's part is not run: one fetch is all there is.
     let (secrets, _rotator) = secrets::build(config.secrets, audit.clone(), telemetry.meter())?;
+    secrets.attach_observer(guard);
     let reader: Arc<dyn SecretReader> = Arc::new(secrets.clone());
     telemetry.attach_secrets(reader.clone());
     let supervisor = Supervisor::start(parts);

@@ -55,6 +55,8 @@ pub struct Config {
     pub telemetry: TelemetrySettings,
     pub admin: AdminSettings,
     pub lock_memory: LockMemory,
+    /// What is taken out of telemetry besides the live secrets.
+    pub redaction: crate::guard::Settings,
     /// What it was read from: the main file first, then overlay and service files.
     pub files: Vec<PathBuf>,
 }
@@ -106,6 +108,8 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     check.unavailable_if(raw.global.memory_limit_mb.is_some(), &["global", "memory_limit_mb"]);
     check.unavailable_if(raw.process.is_some(), &["process"]);
     let lock_memory = check::operation::security(&raw.security, &mut check);
+    let leak_guard = check::operation::leak_guard(&raw.security);
+    let redaction = check::operation::redaction(raw.security.redaction, &mut check);
     let serve = raw.secrets.serve.take().map(|serve| check::secrets::serve(serve, folder, &items, &mut check));
     let secrets = check::secrets::settings(raw.secrets, &|name| sources.variable(name), &mut check);
     let templates = check::operation::templates(raw.templates, &mut check);
@@ -127,10 +131,11 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
         secrets,
         serve,
         templates,
-        mcp: McpSettings { unix, services, limits },
+        mcp: McpSettings { unix, services, limits, leak_guard },
         telemetry,
         admin,
         lock_memory,
+        redaction,
         files,
     })
 }

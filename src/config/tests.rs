@@ -239,7 +239,7 @@ transports: { stdio: { enabled: true }, http: { enabled: true } }
 process: { command: [a] }
 telemetry: { logs: { files: [] }, spool: { path: b } }
 storage: { runtime: { type: sqlite }, cache: { type: memory } }
-security: { leak_guard: redact, sandbox: true }
+security: { sandbox: true }
 "#,
     );
     for name in [
@@ -251,13 +251,36 @@ security: { leak_guard: redact, sandbox: true }
         "`telemetry.spool` is",
         "`storage.runtime.type` is",
         "`storage.cache` is",
-        "`security.leak_guard` is",
         "`security.sandbox` is",
     ] {
         let said = found.iter().any(|line| line.contains(name) && line.contains("not available in this version"));
         assert!(said, "{name}: {found:#?}");
     }
     assert_eq!(found.len(), 10);
+}
+
+#[test]
+fn the_leak_guard_is_on_and_a_pattern_that_cannot_serve_is_refused_at_its_place() {
+    let found = problems_of(
+        r#"version: "1.0"
+security:
+  leak_guard: block
+  redaction:
+    patterns:
+      - { name: ticket, regex: 'TICKET-[0-9]+' }
+      - { name: ticket, regex: 'x*' }
+      - { name: "a b", regex: '(' }
+"#,
+    );
+    for (place, words) in [
+        ("mcpeg.yaml:7:", "another pattern has this name"),
+        ("mcpeg.yaml:7:", "it fits an empty text"),
+        ("mcpeg.yaml:8:", "a pattern's name has 1 to 64 letters"),
+        ("mcpeg.yaml:8:", "not a usable regular expression: unclosed group"),
+    ] {
+        assert!(found.iter().any(|line| line.contains(place) && line.contains(words)), "{words}: {found:#?}");
+    }
+    assert_eq!(found.len(), 4);
 }
 
 #[test]

@@ -92,7 +92,7 @@ impl Call {
         self.sent = Some(Instant::now());
     }
 
-    fn tool(&self) -> Option<&str> {
+    pub fn tool(&self) -> Option<&str> {
         (self.method == TOOLS_CALL).then_some(self.called.as_deref()).flatten()
     }
 

@@ -129,6 +129,7 @@ impl Staged {
                 closing: registry.closing,
             };
         });
+        shared.leaks.change(settings.leak_guard);
         removed.iter().for_each(|service| service.close());
         failed.map_or(Ok(()), Err)
     }

@@ -29,13 +29,15 @@ fn settings(folder: &Path, services: &[(&str, &str)]) -> McpSettings {
             max_in_flight: 4,
             drain: Duration::from_secs(1),
         },
+        leak_guard: super::super::settings::LeakAction::Redact,
     }
 }
 
 fn built(settings: McpSettings) -> Result<McpHandle, McpError> {
     let identity = Identity { name: "test".into(), version: "0".into() };
     let meter = opentelemetry::global::meter("test");
-    build(settings, Secrets::new(&[]), Audit::new(), meter, identity).map(|(handle, _)| handle)
+    let guard = std::sync::Arc::new(crate::guard::Guard::new().unwrap());
+    build(settings, Secrets::new(&[]), guard, Audit::new(), meter, identity).map(|(handle, _)| handle)
 }
 
 fn names(handle: &McpHandle) -> Vec<String> {

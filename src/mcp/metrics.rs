@@ -18,6 +18,7 @@ pub struct Metrics {
     sessions: UpDownCounter<i64>,
     restarts: Counter<u64>,
     bytes: Counter<u64>,
+    leaks: Counter<u64>,
     tools: Mutex<HashSet<Arc<str>>>,
 }
 
@@ -66,6 +67,7 @@ impl Metrics {
             sessions: meter.i64_up_down_counter("mcpeg.mcp.sessions").with_unit("{session}").build(),
             restarts: meter.u64_counter("mcpeg.mcp.child.restarts").with_unit("{restart}").build(),
             bytes: meter.u64_counter("mcpeg.mcp.io").with_unit("By").build(),
+            leaks: meter.u64_counter("mcpeg.mcp.leaks").with_unit("{match}").build(),
             tools: Mutex::default(),
         }
     }
@@ -108,6 +110,16 @@ impl Metrics {
 
     pub fn child_restarted(&self, service: &Arc<str>, reason: &'static str) {
         self.restarts.add(1, &[KeyValue::new(SERVICE, service.clone()), KeyValue::new("mcpeg.reason", reason)]);
+    }
+
+    /// A secret was found in what goes to a client. Items are as many as are configured.
+    pub fn leaked(&self, service: &Arc<str>, item: &Arc<str>, action: &'static str, count: u64) {
+        let labels = [
+            KeyValue::new(SERVICE, service.clone()),
+            KeyValue::new("mcpeg.secret.item", item.clone()),
+            KeyValue::new("mcpeg.leak.action", action),
+        ];
+        self.leaks.add(count, &labels);
     }
 
     pub fn bytes(&self, service: &Arc<str>, direction: Direction, count: usize) {

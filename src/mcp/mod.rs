@@ -2,7 +2,7 @@
 //!
 //! The way of a message: `listener` (who may connect) -> `lines` (framing) -> `session` (one client, one service, byte for byte) or
 //! `router` (one client, all services) -> `message` (the envelope only) -> `policy` -> `upstream` (a child or an HTTP session of its
-//! own) -> back. `call` records every request on every way out. `registry` is what is configured; `handle` changes it.
+//! own) -> `leaks` (no live secret) -> back. `call` records every request on every way out. `registry` is what is configured; `handle` changes it.
 //!
 //! This domain must not know where secrets, audit events and metrics come from or go to: `ports` and a meter are handed in.
 
@@ -12,8 +12,10 @@ pub mod connect;
 mod credentials;
 mod envelope;
 mod handle;
+mod leaks;
 mod lines;
 mod listener;
+mod mask;
 mod message;
 mod metrics;
 mod policy;
@@ -39,10 +41,12 @@ use tokio::sync::{mpsc, watch};
 
 use self::call::Recorder;
 pub use self::handle::{McpHandle, Staged};
+use self::leaks::Leaks;
 use self::metrics::Metrics;
 use self::registry::{Registry, Shared};
 use self::settings::McpSettings;
 pub use self::upstream::client::ClientError;
+use crate::guard::Guard;
 use crate::lifecycle::{Part, Readiness, Stage};
 use crate::local_socket::SocketError;
 use crate::ports::{AuditLog, SecretReader};
@@ -66,6 +70,7 @@ pub enum McpError {
 pub fn build(
     settings: McpSettings,
     secrets: Arc<dyn SecretReader>,
+    guard: Arc<Guard>,
     audit: Arc<dyn AuditLog>,
     meter: Meter,
     identity: Identity,
@@ -80,6 +85,7 @@ pub fn build(
     let shared = Arc::new(Shared {
         registry: watch::Sender::new(Arc::new(registry)),
         secrets,
+        leaks: Arc::new(Leaks::new(guard, settings.leak_guard)),
         recorder: Arc::new(Recorder { audit, metrics: Metrics::new(&meter) }),
         identity,
         connections: Arc::new(AtomicUsize::new(0)),

@@ -39,6 +39,8 @@ pub mod code {
     pub const NOT_AUDITED: i32 = -32013;
     /// The user of the connection is not among those that may connect.
     pub const NOT_ALLOWED: i32 = -32014;
+    /// The answer holds a secret, and `security.leak_guard` is `block`.
+    pub const LEAK: i32 = -32015;
 }
 
 pub const INITIALIZE: &str = "initialize";

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::Identity;
 use super::call::Recorder;
+use super::leaks::Leaks;
 use super::service::Service;
 use super::settings::{Limits, UnixSettings};
 use crate::local_socket::BoundSocket;
@@ -53,6 +54,7 @@ impl Target {
 pub struct Shared {
     pub registry: watch::Sender<Arc<Registry>>,
     pub secrets: Arc<dyn SecretReader>,
+    pub leaks: Arc<Leaks>,
     pub recorder: Arc<Recorder>,
     pub identity: Identity,
     pub connections: Arc<AtomicUsize>,

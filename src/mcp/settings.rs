@@ -15,6 +15,20 @@ pub struct McpSettings {
     pub unix: Option<UnixSettings>,
     pub services: BTreeMap<String, ServiceSettings>,
     pub limits: Limits,
+    pub leak_guard: LeakAction,
+}
+
+/// What happens to a live secret in what goes to a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeakAction {
+    /// Nobody looks.
+    Off,
+    /// Its value is replaced.
+    Redact,
+    /// The message is withheld.
+    Block,
+    /// It is put on record, and goes on.
+    Report,
 }
 
 #[derive(Debug, Clone, PartialEq)]

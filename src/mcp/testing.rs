@@ -7,6 +7,9 @@ use std::time::SystemTime;
 
 use tokio::sync::watch;
 
+use super::leaks::Leaks;
+use super::settings::LeakAction;
+use crate::guard::Guard;
 use crate::ports::{AuditEvent, AuditLog, AuditRefused, AuditValue, SecretReader, SecretUnavailable};
 use crate::secret::{Secret, SecretVersion};
 
@@ -90,4 +93,9 @@ fn shown(value: &AuditValue) -> String {
         AuditValue::List(items) => items.join(" "),
         other => format!("{other:?}"),
     }
+}
+
+/// A guard that knows nothing yet, and redacts.
+pub fn leaks() -> Arc<Leaks> {
+    Arc::new(Leaks::new(Arc::new(Guard::new().unwrap()), LeakAction::Redact))
 }

@@ -2,13 +2,15 @@
 //!
 //! The events of the domain are put together here and nowhere else; they name items, providers and versions, never a value.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
-use crate::ports::{AuditEvent, AuditLog, AuditRefused, Outcome};
+use crate::ports::{AuditEvent, AuditLog, AuditRefused, Outcome, SecretObserver};
+use crate::secret::Secret;
 
 use super::cache::Cache;
 use super::leases::{Entry, Leases};
@@ -26,12 +28,14 @@ pub(super) struct Context {
     cache_settings: Option<CacheSettings>,
     /// Rung when an item got a value.
     pub progress: Notify,
+    /// Sees each value before it can be read.
+    pub observer: OnceLock<Arc<dyn SecretObserver>>,
 }
 
 impl Context {
     pub fn new(audit: Arc<dyn AuditLog>, metrics: Metrics) -> Self {
         let (leases, cache, progress) = (Leases::default(), Cache::default(), Notify::new());
-        Self { audit, metrics, leases, cache, cache_settings: None, progress }
+        Self { audit, metrics, leases, cache, cache_settings: None, progress, observer: OnceLock::new() }
     }
 
     #[must_use]
@@ -42,6 +46,19 @@ impl Context {
     /// What the cache was made of, which a reload does not change.
     pub fn cache_settings(&self) -> Option<&CacheSettings> {
         self.cache_settings.as_ref()
+    }
+
+    /// Shows values that will be published to whoever watches over them.
+    pub fn show(&self, item: &str, fields: &BTreeMap<String, Secret>) {
+        if let Some(observer) = self.observer.get() {
+            observer.published(item, fields);
+        }
+    }
+
+    pub fn retired(&self, item: &str) {
+        if let Some(observer) = self.observer.get() {
+            observer.retired(item);
+        }
     }
 
     /// The event that has to be on record before a new value may be used.

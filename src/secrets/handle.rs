@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::ports::{Condition, SecretReader, SecretUnavailable};
+use crate::ports::{Condition, SecretObserver, SecretReader, SecretUnavailable};
 use crate::secret::SecretVersion;
 
 use super::SecretsError;
@@ -52,6 +52,11 @@ impl SecretsHandle {
 
     pub(super) fn cache_condition(&self) -> Option<Condition> {
         self.shared.context.cache.condition()
+    }
+
+    /// Says who sees every value before it can be read. Once, before the part runs.
+    pub fn attach_observer(&self, observer: Arc<dyn SecretObserver>) {
+        let _ = self.shared.context.observer.set(observer);
     }
 
     /// Builds the new beside the old; reads files that the settings name, asks nothing of the network.
@@ -177,6 +182,7 @@ impl Introduced {
         for (name, item) in &both.items {
             if !self.roster.items.contains_key(name) {
                 item.slot.retire();
+                self.shared.context.retired(name);
             }
         }
         self.shared.context.leases.keep_only(|item| self.roster.items.contains_key(item));

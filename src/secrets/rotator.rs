@@ -326,6 +326,9 @@ fn accept(
             let message = format!("a new version is held back: {refused}");
             return Err(FetchError::new(FailureKind::Unaudited, message));
         }
+        if item.slot.is_written_by(item.owner) {
+            context.show(item.name(), &fetched.fields);
+        }
         if !item.slot.publish(item.owner, fetched) {
             held.into_iter().for_each(|lease| context.leases.unused(item, lease));
             return Ok(false);

@@ -135,6 +135,10 @@ impl Slot {
         self.state().owner = owner;
     }
 
+    pub fn is_written_by(&self, owner: u64) -> bool {
+        self.state().owner == owner
+    }
+
     /// Lets go of the value: the item is gone from the configuration.
     pub fn retire(&self) {
         *self.state() = State::default();

@@ -21,18 +21,20 @@ use tracing_subscriber::{Layer, Registry};
 
 use super::error::TelemetryError;
 use super::settings::{LogFormat, LogLevel, LogSettings};
+use crate::ports::Redactor;
 
 /// What is shown and how; shared between the subscriber and whoever changes it.
-#[derive(Debug)]
 pub struct LogControl {
     level: AtomicU8,
     json: AtomicBool,
     spans: AtomicBool,
+    redactor: Arc<dyn Redactor>,
 }
 
 impl LogControl {
-    pub fn new(log: &LogSettings, spans: bool) -> Arc<Self> {
-        let control = Self { level: AtomicU8::new(0), json: AtomicBool::new(false), spans: AtomicBool::new(false) };
+    pub fn new(log: &LogSettings, spans: bool, redactor: Arc<dyn Redactor>) -> Arc<Self> {
+        let control =
+            Self { level: AtomicU8::new(0), json: AtomicBool::new(false), spans: AtomicBool::new(false), redactor };
         control.store(log, spans);
         Arc::new(control)
     }
@@ -61,7 +63,7 @@ impl LogControl {
         W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
     {
         let lines = fmt::layer()
-            .event_format(Lines::new(self.clone()))
+            .event_format(Lines::new(self.clone(), colour))
             .with_writer(writer)
             .with_ansi(colour)
             .with_filter(EventGate(self.clone()));
@@ -149,9 +151,9 @@ struct Lines {
 }
 
 impl Lines {
-    fn new(control: Arc<LogControl>) -> Self {
+    fn new(control: Arc<LogControl>, colour: bool) -> Self {
         let json = fmt::format().json().flatten_event(true).with_current_span(false).with_span_list(false);
-        Self { control, text: fmt::format().compact(), json }
+        Self { control, text: fmt::format().compact().with_ansi(colour), json }
     }
 }
 
@@ -160,12 +162,15 @@ where
     S: Subscriber + for<'lookup> LookupSpan<'lookup>,
     N: for<'writer> FormatFields<'writer> + 'static,
 {
-    fn format_event(&self, ctx: &FmtContext<'_, S, N>, writer: Writer<'_>, event: &Event<'_>) -> std::fmt::Result {
+    /// The line is made apart, so that nothing that is taken out of it ever gets into the subscriber's buffer, which is kept.
+    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> std::fmt::Result {
+        let mut line = String::new();
         if self.control.json.load(Ordering::Relaxed) {
-            self.json.format_event(ctx, writer, event)
+            self.json.format_event(ctx, Writer::new(&mut line), event)?;
         } else {
-            self.text.format_event(ctx, writer, event)
+            self.text.format_event(ctx, Writer::new(&mut line), event)?;
         }
+        writer.write_str(&self.control.redactor.redact_text(&line))
     }
 }
 
@@ -217,6 +222,25 @@ mod tests {
         }
     }
 
+    fn redactor() -> Arc<dyn Redactor> {
+        Arc::new(crate::telemetry::redact::Masking)
+    }
+
+    #[test]
+    fn what_is_secret_is_taken_out_of_a_line_in_both_formats() {
+        let control =
+            LogControl::new(&LogSettings { level: LogLevel::Info, format: LogFormat::Text }, false, redactor());
+        let text = captured(&control, || {
+            tracing::info!(target: "mcpeg::upstream", line = "key=hunter2!", "stderr");
+            control.change(&LogSettings { level: LogLevel::Info, format: LogFormat::Json }, false);
+            tracing::info!(target: "mcpeg::upstream", line = "key=hunter2!", "stderr");
+        });
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(!text.contains("hunter2!") && lines[0].contains("key=[REDACTED:test]"), "{text}");
+        let json: serde_json::Value = serde_json::from_str(lines[1]).unwrap();
+        assert_eq!(json["line"], "key=[REDACTED:test]");
+    }
+
     fn captured(control: &Arc<LogControl>, speak: impl FnOnce()) -> String {
         let buffer = Buffer::default();
         let writer = buffer.clone();
@@ -228,7 +252,8 @@ mod tests {
 
     #[test]
     fn level_and_format_change_while_running_and_other_crates_stay_quiet() {
-        let control = LogControl::new(&LogSettings { level: LogLevel::Info, format: LogFormat::Text }, false);
+        let control =
+            LogControl::new(&LogSettings { level: LogLevel::Info, format: LogFormat::Text }, false, redactor());
         let text = captured(&control, || {
             tracing::debug!(target: "mcpeg::secrets", "hidden");
             tracing::info!(target: "mcpeg::secrets", secret = "weather", "renewed");
@@ -248,7 +273,7 @@ mod tests {
     #[test]
     fn spans_of_mcp_are_made_only_while_traces_are_on() {
         let log = LogSettings { level: LogLevel::Error, format: LogFormat::Text };
-        let control = LogControl::new(&log, false);
+        let control = LogControl::new(&log, false, redactor());
         captured(&control, || {
             let made = || {
                 let ours = tracing::info_span!(target: "mcpeg::mcp::router", "tools/call");

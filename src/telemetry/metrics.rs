@@ -11,6 +11,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Histogram, Meter};
 
 use super::process;
+use crate::ports::Redactor;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
@@ -177,6 +178,22 @@ pub fn observe_tallies(meter: &Meter, tallies: &Arc<Tallies>, queued: impl Fn(Si
         .with_callback(move |observer| {
             for signal in QUEUED {
                 observer.observe(queued(signal), &[KeyValue::new("signal", signal.as_str())]);
+            }
+        })
+        .build();
+}
+
+/// Declares the instrument that reads what was taken out of logs, events and spans.
+pub fn observe_redacted(meter: &Meter, redactor: Arc<dyn Redactor>) {
+    meter
+        .u64_observable_counter("mcpeg.telemetry.redacted")
+        .with_description("Secrets that were taken out of logs, audit events and spans")
+        .with_unit("{match}")
+        .with_callback(move |observer| {
+            for count in redactor.counts() {
+                let labels =
+                    [KeyValue::new("kind", count.kind.as_str()), KeyValue::new("name", count.name.to_string())];
+                observer.observe(count.count, &labels);
             }
         })
         .build();

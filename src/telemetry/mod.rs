@@ -13,6 +13,7 @@ mod otlp;
 mod process;
 mod prometheus;
 mod reader;
+mod redact;
 pub mod settings;
 pub mod spool;
 
@@ -29,7 +30,7 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 use serde_json::json;
 
 use crate::lifecycle::Part;
-use crate::ports::{AuditEvent, AuditLog, AuditRefused, Condition, MetricsText, SecretReader, StatusReport};
+use crate::ports::{AuditEvent, AuditLog, AuditRefused, Condition, MetricsText, Redactor, SecretReader, StatusReport};
 
 use audit::{AuditTrail, StagedAudit};
 pub use error::TelemetryError;
@@ -39,8 +40,12 @@ use otlp::{Exports, Plan, Ratio, SecretSlot};
 use reader::SharedReader;
 use settings::TelemetrySettings;
 
-/// Opens the audit file and makes the providers. Installs nothing global, connects to nothing.
-pub fn build(settings: TelemetrySettings) -> Result<(TelemetryHandle, Vec<Part>), TelemetryError> {
+/// Opens the audit file and makes the providers. Installs nothing global, connects to nothing. Everything that is logged, recorded or
+/// traced goes through `redactor` first.
+pub fn build(
+    settings: TelemetrySettings,
+    redactor: Arc<dyn Redactor>,
+) -> Result<(TelemetryHandle, Vec<Part>), TelemetryError> {
     let started = Instant::now();
     let tallies = Arc::new(Tallies::default());
     let secrets = Arc::new(SecretSlot::default());
@@ -48,22 +53,33 @@ pub fn build(settings: TelemetrySettings) -> Result<(TelemetryHandle, Vec<Part>)
     let plan = settings.otlp.clone().map(|otlp| Plan::new(otlp, secrets.clone())).transpose()?;
     let audit = Arc::new(AuditTrail::open(settings.audit.clone(), tallies.clone())?);
     let interval = settings.metrics.as_ref().map(|metrics| metrics.interval);
-    let exports = Arc::new(Exports::new(plan, interval, resource.clone(), run_id(), tallies.clone()));
+    let exports = Arc::new(Exports::new(plan, interval, resource.clone(), run_id(), tallies.clone(), redactor.clone()));
 
     let reader = SharedReader::new();
     let meters = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(reader.clone()).build();
     let meter = meters.meter(METER);
     let queues = exports.clone();
     metrics::observe_tallies(&meter, &tallies, move |signal| queues.waiting(signal));
+    metrics::observe_redacted(&meter, redactor.clone());
     metrics::observe_process(&meter, started);
 
     let ratio = Ratio::new(sample_ratio(&settings));
     let tracers = otlp::provider(&exports.spans, resource, &ratio);
     let parts =
         vec![otlp::part(exports.clone(), reader.clone(), ExportTimes::new(&meter)), audit::keeper::part(audit.clone())];
-    let log = LogControl::new(&settings.log, traces_are_on(&settings));
-    let shared =
-        Shared { log, audit, exports, reader, meters, tracers, ratio, secrets, settings: Mutex::new(settings) };
+    let log = LogControl::new(&settings.log, traces_are_on(&settings), redactor.clone());
+    let shared = Shared {
+        log,
+        audit,
+        exports,
+        reader,
+        meters,
+        tracers,
+        ratio,
+        secrets,
+        redactor,
+        settings: Mutex::new(settings),
+    };
     Ok((TelemetryHandle(Arc::new(shared)), parts))
 }
 
@@ -80,6 +96,7 @@ struct Shared {
     tracers: SdkTracerProvider,
     ratio: Ratio,
     secrets: Arc<SecretSlot>,
+    redactor: Arc<dyn Redactor>,
     settings: Mutex<TelemetrySettings>,
 }
 
@@ -145,7 +162,8 @@ impl Staged {
 }
 
 impl AuditLog for TelemetryHandle {
-    fn record(&self, event: AuditEvent) -> Result<(), AuditRefused> {
+    fn record(&self, mut event: AuditEvent) -> Result<(), AuditRefused> {
+        redact::event(&*self.0.redactor, &mut event);
         let seq = self.0.audit.record(&event)?;
         self.0.exports.audit(&event, seq);
         Ok(())

@@ -8,10 +8,13 @@ use super::{Check, join, seconds};
 use crate::admin::settings::{AdminHttpSettings, AdminSettings, AdminUnixSettings};
 use crate::config::LockMemory;
 use crate::config::raw::operation::{
-    RawAdmin, RawAdminHttp, RawAdminUnix, RawLeakGuard, RawLockMemory, RawOnChange, RawRuntimeKind, RawSecurity,
-    RawStorage, RawTemplate,
+    RawAdmin, RawAdminHttp, RawAdminUnix, RawLeakGuard, RawLockMemory, RawOnChange, RawPattern, RawRedaction,
+    RawRuntimeKind, RawSecurity, RawStorage, RawTemplate,
 };
 use crate::config::units::parse_signal;
+use crate::guard::patterns::Custom;
+use crate::guard::{self, GuardError};
+use crate::mcp::settings::LeakAction;
 use crate::render::settings::{CommandHook, OnChange, SignalHook, TemplateSettings};
 
 pub fn templates(raw: Vec<RawTemplate>, check: &mut Check<'_>) -> Vec<TemplateSettings> {
@@ -90,14 +93,45 @@ fn admin_http(raw: RawAdminHttp, check: &mut Check<'_>) -> Option<AdminHttpSetti
 }
 
 pub fn security(raw: &RawSecurity, check: &mut Check<'_>) -> LockMemory {
-    let guarded = !matches!(raw.leak_guard, None | Some(RawLeakGuard::Off));
-    check.unavailable_if(guarded, &["security", "leak_guard"]);
     check.unavailable_if(raw.sandbox, &["security", "sandbox"]);
     match raw.lock_memory {
         Some(RawLockMemory::Require(_)) => LockMemory::Require,
         Some(RawLockMemory::Warn(false)) => LockMemory::Ignore,
         Some(RawLockMemory::Warn(true)) | None => LockMemory::Warn,
     }
+}
+
+pub fn leak_guard(raw: &RawSecurity) -> LeakAction {
+    match raw.leak_guard {
+        Some(RawLeakGuard::Off) => LeakAction::Off,
+        Some(RawLeakGuard::Redact) | None => LeakAction::Redact,
+        Some(RawLeakGuard::Block) => LeakAction::Block,
+        Some(RawLeakGuard::Report) => LeakAction::Report,
+    }
+}
+
+pub fn redaction(raw: RawRedaction, check: &mut Check<'_>) -> guard::Settings {
+    let path = ["security", "redaction", "patterns"];
+    if raw.patterns.len() > MOST_PATTERNS {
+        check.problem(&path, format!("expected at most {MOST_PATTERNS} patterns"));
+    }
+    let mut custom: Vec<Custom> = Vec::new();
+    for (index, RawPattern { name, regex }) in raw.patterns.into_iter().enumerate() {
+        let number = index.to_string();
+        let at = |key| join(&path, &[number.as_str(), key]);
+        check.name(&at("name"), "pattern", &name);
+        if custom.iter().any(|before| before.name == name) {
+            check.problem(&at("name"), "another pattern has this name");
+        }
+        let pattern = Custom { name, regex };
+        if let Err(GuardError::Pattern { reason, .. }) = guard::patterns::compile(&pattern) {
+            // The last line says what is wrong; those before quote the expression.
+            let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            check.problem(&at("regex"), format!("not a usable regular expression: {reason}"));
+        }
+        custom.push(pattern);
+    }
+    guard::Settings { builtin: raw.builtin.unwrap_or(true), custom }
 }
 
 /// In this version nothing is stored: memory that is not kept is the one kind there is.
@@ -112,3 +146,5 @@ pub fn storage(raw: &RawStorage, check: &mut Check<'_>) {
     check.unavailable_if(raw.cache.is_some(), &["storage", "cache"]);
     check.unavailable_if(raw.logs.is_some(), &["storage", "logs"]);
 }
+
+const MOST_PATTERNS: usize = 64;

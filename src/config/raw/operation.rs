@@ -166,13 +166,37 @@ pub struct RawAdminHttp {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawSecurity {
-    /// In this version: `off`.
+    /// What happens to a live secret in what goes to the agent: its value is replaced (`redact`), the message is withheld (`block`), it
+    /// is put on record alone (`report`), or nobody looks (`off`). Default: `redact`.
     pub leak_guard: Option<RawLeakGuard>,
+    /// What else is taken out of logs, audit events and traces.
+    #[serde(default)]
+    pub redaction: RawRedaction,
     /// Whether a start fails (`require`) or warns (`true`) when the secrets' memory cannot be locked. Default: `true`.
     pub lock_memory: Option<RawLockMemory>,
     /// Not available in this version: `true`.
     #[serde(default)]
     pub sandbox: bool,
+}
+
+/// Live secrets are always taken out of telemetry. So is what looks like a credential, by these patterns.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawRedaction {
+    /// The keys of the large vendors, JWTs, private keys, passwords in URLs. Default: `true`.
+    pub builtin: Option<bool>,
+    /// More of them, at most 64.
+    #[serde(default)]
+    pub patterns: Vec<RawPattern>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawPattern {
+    /// Stands in the mark, `[REDACTED:name]`, and in the metric.
+    pub name: String,
+    /// In the syntax of the Rust crate `regex`, over bytes: `\w` and `\d` are ASCII. What fits is replaced.
+    pub regex: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]

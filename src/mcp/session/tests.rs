@@ -54,7 +54,13 @@ impl Client {
         let limits =
             Limits { max_connections: 1, max_message_bytes: 1 << 20, max_in_flight: 3, drain: Duration::from_secs(1) };
         let recorder = Arc::new(Recorder { audit: audit.clone(), metrics });
-        let around = Surroundings { service: service.clone(), secrets: secrets.clone(), limits, recorder };
+        let around = Surroundings {
+            service: service.clone(),
+            secrets: secrets.clone(),
+            limits,
+            recorder,
+            leaks: crate::mcp::testing::leaks(),
+        };
         let (near, far) = UnixStream::pair().unwrap();
         let (reader, writer) = far.into_split();
         let peer = Peer { uid: 1, pid: None };

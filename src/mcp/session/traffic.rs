@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::{ClientWriter, Session};
 use crate::mcp::answer;
 use crate::mcp::call::{Call, Ending};
+use crate::mcp::leaks::{Checked, Leak, Within};
 use crate::mcp::lines::TooLong;
 use crate::mcp::message::{
     Answer, AnswerBody, Field, IdKey, Message, Notification, Refusal, Request, answered_by_refused, id_of_refused,
@@ -172,9 +173,12 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
                     let refusal = "the client has too many requests of this server to answer already";
                     let refusal = answer::error(Some(request.id), code::TOO_MANY, refusal, None);
                     self.upstream.send(Outgoing::answer(refusal.into()));
-                } else {
+                } else if self.pass(line, Within::Request) {
                     self.asked.insert(request.key);
-                    self.client.push(line);
+                } else {
+                    let refusal = "the request holds a secret, and the client does not get it";
+                    let refusal = answer::error(Some(request.id), code::LEAK, refusal, None);
+                    self.upstream.send(Outgoing::answer(refusal.into()));
                 }
             }
             Ok(Message::Notification(notification)) => {
@@ -183,7 +187,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
                 {
                     self.asked.remove(&key);
                 }
-                self.client.push(line);
+                self.pass(line, Within::Notification);
             }
             Err(refusal) => self.on_unreadable(&refusal, line),
         }
@@ -204,11 +208,16 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     }
 
     fn on_answer(&mut self, answer: &Answer<'_>, line: &Bytes) {
-        let Some(key) = &answer.key else { return self.client.push(line) };
+        let Some(key) = &answer.key else {
+            self.pass(line, Within::Answer);
+            return;
+        };
         let (ending, result) = match answer.body {
             AnswerBody::Result { raw, tool_error } => (Ending::Answered { tool_error }, Some(raw.raw())),
             AnswerBody::Error { code, .. } => (Ending::ErrorAnswer { code }, None),
         };
+        let checked = self.around.leaks.check(line, Some(answer.id));
+        let ending = if matches!(checked, Checked::Blocked(_)) { Ending::Denied { kind: LEAK } } else { ending };
         let versions = self.upstream.versions_for(key);
         self.upstream.answered(key, result);
         // Whoever has waited no longer has got an error already.
@@ -217,10 +226,47 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             let agreed = result.and_then(Agreed::of);
             self.version = agreed.and_then(|agreed| known_version(&agreed.version));
         }
-        match recorded {
-            Ok(()) => self.client.push(line),
+        match recorded.and_then(|()| self.record_leak(&checked, Within::Answer, Some(&call))) {
             Err(error) => self.answer_unaudited(&call, &error),
+            Ok(()) => match checked {
+                Checked::Clean | Checked::Reported(_) => self.client.push(line),
+                Checked::Redacted(line, _) => self.client.push(&line),
+                Checked::Blocked(leak) => self.answer_blocked(&call, &leak),
+            },
         }
+    }
+
+    /// Passes on what is no answer to a request, or what is left of it. False when the client does not get it.
+    fn pass(&mut self, line: &[u8], within: Within) -> bool {
+        let checked = self.around.leaks.check(line, None);
+        if let Err(error) = self.record_leak(&checked, within, None) {
+            tracing::error!(%error, service = &*self.around.service.name, "a message with a secret in it is withheld");
+            return false;
+        }
+        match checked {
+            Checked::Clean | Checked::Reported(_) => self.client.push(line),
+            Checked::Redacted(line, _) => self.client.push(&line),
+            Checked::Blocked(_) => return false,
+        }
+        true
+    }
+
+    fn record_leak(&self, checked: &Checked, within: Within, call: Option<&Call>) -> Result<(), AuditRefused> {
+        let (Checked::Reported(leak) | Checked::Redacted(_, leak) | Checked::Blocked(leak)) = checked else {
+            return Ok(());
+        };
+        leak.record(&self.around.recorder, &self.around.service.name, self.ledger.peer, within, call)
+    }
+
+    fn answer_blocked(&mut self, call: &Call, leak: &Leak) {
+        let items = leak.items();
+        let message = format!(
+            "service {}: the answer is withheld, as it holds the value of the secret {}",
+            self.around.service.name,
+            items.join(", ")
+        );
+        let data = json!({ "service": &*self.around.service.name, "reason": LEAK, "items": items });
+        self.client.push(&answer::error(Some(Field(&call.id)), code::LEAK, &message, Some(&data)));
     }
 
     /// Tells whichever upstream has the request that its answer is not awaited any more.
@@ -264,7 +310,17 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             return self.answer_unaudited(call, &error);
         }
         let data = json!({ "service": &*self.around.service.name, "reason": reason });
-        self.client.push(&answer::error(Some(Field(&call.id)), code, message, Some(&data)));
+        // The words may be the upstream's.
+        let line = answer::error(Some(Field(&call.id)), code, message, Some(&data));
+        let checked = self.around.leaks.check(&line, None);
+        if let Err(error) = self.record_leak(&checked, Within::Failure, Some(call)) {
+            return self.answer_unaudited(call, &error);
+        }
+        match checked {
+            Checked::Clean | Checked::Reported(_) => self.client.push(&line),
+            Checked::Redacted(line, _) => self.client.push(&line),
+            Checked::Blocked(leak) => self.answer_blocked(call, &leak),
+        }
     }
 
     fn answer_unaudited(&mut self, call: &Call, error: &AuditRefused) {
@@ -277,3 +333,5 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
 
 /// `error.type` and `data.reason` of a request that was not sent because it could not be audited.
 const NOT_AUDITED: &str = "not_audited";
+/// The same, of a request whose answer was withheld because of a secret in it.
+const LEAK: &str = "secret_leak";

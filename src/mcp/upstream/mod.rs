@@ -24,6 +24,7 @@ use self::outgoing::Outgoing;
 use self::replay::Replay;
 use self::stdio::StdioUpstream;
 use super::call::Recorder;
+use super::leaks::Leaks;
 use super::message::IdKey;
 use super::protocol::code;
 use super::service::Service;
@@ -35,6 +36,7 @@ use crate::ports::SecretReader;
 pub struct Surroundings {
     pub service: Arc<Service>,
     pub secrets: Arc<dyn SecretReader>,
+    pub leaks: Arc<Leaks>,
     pub limits: Limits,
     pub recorder: Arc<Recorder>,
 }

@@ -17,12 +17,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinSet;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::child;
+use crate::guard::{Guard, Stream};
 use crate::mcp::credentials::{CredentialError, Versions, resolve};
 use crate::mcp::lines::Lines;
 use crate::mcp::service::{ChildEntry, Service};
@@ -64,6 +66,7 @@ impl Process {
         settings: &StdioSettings,
         service: &Arc<Service>,
         secrets: &dyn SecretReader,
+        guard: &Arc<Guard>,
         max_line: usize,
     ) -> Result<Self, SpawnError> {
         let mut versions = Versions::default();
@@ -79,7 +82,7 @@ impl Process {
         let pid = group.as_raw_nonzero().get().cast_unsigned();
         let pidfd = watchable(group);
         let mut log = JoinSet::new();
-        log.spawn(log_lines(stderr, service.name.clone(), pid));
+        log.spawn(log_lines(stderr, guard.clone(), service.name.clone(), pid));
         tracing::info!(service = &*service.name, pid, program, "child started");
         Ok(Self {
             leader: Leader { child, group, pidfd, reaped: None },
@@ -182,25 +185,36 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// Logs what the child writes on its standard error, line by line; longer lines are cut into pieces.
-async fn log_lines(stderr: ChildStderr, service: Arc<str>, pid: u32) {
-    let mut reader = BufReader::with_capacity(MAX_LOG_LINE, stderr);
+/// Logs what the child writes on its standard error, line by line; longer lines are cut into pieces. Secrets are taken out before that,
+/// so that a cut cannot hide one, and what was read is wiped.
+async fn log_lines(mut stderr: ChildStderr, guard: Arc<Guard>, service: Arc<str>, pid: u32) {
+    let mut room = Zeroizing::new(vec![0; MAX_LOG_LINE]);
+    let mut clean = Stream::new(guard);
     let mut line = Vec::new();
-    loop {
-        let Ok(chunk) = reader.fill_buf().await else { return };
-        let at_end = chunk.is_empty();
-        let piece = memchr::memchr(b'\n', chunk).map_or(chunk.len(), |end| end + 1).min(MAX_LOG_LINE - line.len());
-        line.extend_from_slice(&chunk[..piece]);
-        reader.consume(piece);
-        if at_end || line.ends_with(b"\n") || line.len() >= MAX_LOG_LINE {
-            let text = String::from_utf8_lossy(&line);
+    let say = |line: &mut Vec<u8>| {
+        for piece in line.chunks(MAX_LOG_LINE) {
+            let text = String::from_utf8_lossy(piece);
             if !text.trim_end().is_empty() {
                 tracing::info!(target: "mcpeg::upstream", service = &*service, pid, line = text.trim_end(), "stderr");
             }
-            line.clear();
         }
-        if at_end {
-            return;
+        line.clear();
+    };
+    loop {
+        let read = stderr.read(&mut room).await.unwrap_or(0);
+        for part in room[..read].split_inclusive(|byte| *byte == b'\n') {
+            clean.push(part, &mut line);
+            if part.ends_with(b"\n") {
+                clean.finish(&mut line);
+                say(&mut line);
+            } else if line.len() >= MAX_LOG_LINE {
+                say(&mut line);
+            }
+        }
+        room[..read].zeroize();
+        if read == 0 {
+            clean.finish(&mut line);
+            return say(&mut line);
         }
     }
 }

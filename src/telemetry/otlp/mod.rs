@@ -28,7 +28,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::lifecycle::{Part, Readiness, Stage};
-use crate::ports::{AuditEvent, Condition};
+use crate::ports::{AuditEvent, Condition, Redactor};
 
 use super::metrics::{ExportTimes, Reason, Signal, Tallies};
 use super::reader::SharedReader;
@@ -61,10 +61,11 @@ impl Exports {
         resource: Resource,
         run: String,
         tallies: Arc<Tallies>,
+        redactor: Arc<dyn Redactor>,
     ) -> Self {
         let capacity = plan.as_ref().map_or(1, |plan| plan.settings.queue_records);
         Self {
-            spans: SpanQueue::new(tallies.clone()),
+            spans: SpanQueue::new(tallies.clone(), redactor),
             queue: MemoryQueue::new(capacity),
             encoder: RecordEncoder::new(run),
             frame: RequestFrame::new(&resource),

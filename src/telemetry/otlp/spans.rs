@@ -19,7 +19,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
 use tracing::warn;
 
+use crate::ports::Redactor;
 use crate::telemetry::metrics::{Reason, Signal, Tallies};
+use crate::telemetry::redact;
 
 use super::Exports;
 use super::answer::{Answer, Trouble};
@@ -34,11 +36,12 @@ struct Queue {
     spans: Mutex<VecDeque<SpanData>>,
     arrived: Notify,
     tallies: Arc<Tallies>,
+    redactor: Arc<dyn Redactor>,
 }
 
 impl SpanQueue {
-    pub fn new(tallies: Arc<Tallies>) -> Self {
-        Self(Arc::new(Queue { spans: Mutex::default(), arrived: Notify::new(), tallies }))
+    pub fn new(tallies: Arc<Tallies>, redactor: Arc<dyn Redactor>) -> Self {
+        Self(Arc::new(Queue { spans: Mutex::default(), arrived: Notify::new(), tallies, redactor }))
     }
 
     pub fn len(&self) -> usize {
@@ -69,10 +72,11 @@ impl fmt::Debug for SpanQueue {
 impl SpanProcessor for SpanQueue {
     fn on_start(&self, _: &mut Span, _: &Context) {}
 
-    fn on_end(&self, span: SpanData) {
+    fn on_end(&self, mut span: SpanData) {
         if !span.span_context.is_sampled() {
             return;
         }
+        redact::span(&*self.0.redactor, &mut span);
         let mut spans = self.lock();
         if spans.len() >= CAPACITY {
             drop(spans);

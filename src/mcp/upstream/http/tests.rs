@@ -127,7 +127,13 @@ impl Rig {
         let limits =
             Limits { max_connections: 1, max_message_bytes: 1 << 20, max_in_flight: 2, drain: Duration::from_secs(1) };
         let recorder = Arc::new(Recorder { audit: Audit::new(), metrics });
-        let around = Surroundings { service: service.clone(), secrets: Secrets::new(&[]), limits, recorder };
+        let around = Surroundings {
+            service: service.clone(),
+            secrets: Secrets::new(&[]),
+            limits,
+            recorder,
+            leaks: crate::mcp::testing::leaks(),
+        };
         let log = Arc::default();
         let mut server = JoinSet::new();
         server.spawn(serve(listener, Arc::new(script), Arc::clone(&log)));
