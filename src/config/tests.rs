@@ -96,7 +96,7 @@ audit: { path: data/audit.log }
     assert_eq!(format!("{:?}", http.headers[0].1), "[literal]${secret.github.token}");
     assert_eq!(config.mcp.services.len(), 1);
     assert_eq!(config.mcp.unix.as_ref().unwrap().path, folder.path("run/mcpeg.sock"));
-    assert_eq!(config.templates[0].mode, 0o600);
+    assert_eq!(config.templates[0].file.mode, 0o600);
     assert!(config.telemetry.audit.required);
     assert_eq!(config.telemetry.resource["deployment.environment.name"], "production");
     assert_eq!(config.files, [folder.path("mcpeg.yaml"), folder.path("services/github.yaml")]);

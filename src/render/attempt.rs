@@ -33,7 +33,7 @@ pub async fn render_once(
         match outcome {
             Ok(changed) => rendered.push(Rendered {
                 source: settings.source.clone(),
-                destination: settings.destination.clone(),
+                destination: settings.file.destination.clone(),
                 changed,
             }),
             Err(error) => failures.push(error.to_string()),
@@ -51,9 +51,22 @@ pub(super) fn bring_up_to_date(
     audit: &dyn AuditLog,
 ) -> (Reads, Result<bool, RenderError>) {
     let (reads, text) = template.render(secrets);
-    let outcome = text.and_then(|text| {
-        let approve = || record_rendered(audit, settings, &reads);
-        file::replace(&settings.destination, settings.mode, &text, approve)
-    });
+    let outcome = text.and_then(|text| replace(settings, &text, &reads, audit));
     (reads, outcome)
+}
+
+/// It is put on record after everything is written and before it takes effect.
+fn replace(
+    settings: &TemplateSettings,
+    bytes: &[u8],
+    reads: &Reads,
+    audit: &dyn AuditLog,
+) -> Result<bool, RenderError> {
+    let Some(prepared) = file::prepare(&settings.file, bytes)? else { return Ok(false) };
+    record_rendered(audit, settings, reads).map_err(|refused| {
+        let destination = settings.file.destination.clone();
+        RenderError::Unaudited { destination, refused }
+    })?;
+    prepared.commit()?;
+    Ok(true)
 }

@@ -78,5 +78,5 @@ pub(super) fn record_rendered(
 }
 
 pub(super) fn destination_of(settings: &TemplateSettings) -> String {
-    settings.destination.display().to_string()
+    settings.file.destination.display().to_string()
 }

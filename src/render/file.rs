@@ -1,6 +1,7 @@
 //! Replacing a file: all or nothing, with the right mode from the first moment on.
 //!
-//! What is there is compared in memory; when it differs, the new bytes are written beside it, made durable and renamed over it.
+//! In two steps: `prepare` compares what is there in memory and, when it differs, writes the new bytes beside it and makes them durable;
+//! `Prepared::commit` renames them over it.
 //! Invariants: a reader sees the old bytes or the new ones; a link or anything but a regular file is never replaced; a failure leaves the
 //! old file as it was and no temporary one.
 
@@ -11,38 +12,62 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use crate::ports::AuditRefused;
-
 use super::RenderError;
+use super::settings::FileSettings;
 
-/// Brings `destination` to these bytes and this mode. `approve` is asked after everything is written and before it takes effect.
-/// True when the bytes have changed.
-pub(super) fn replace(
-    destination: &Path,
-    mode: u32,
-    bytes: &[u8],
-    approve: impl FnOnce() -> Result<(), AuditRefused>,
-) -> Result<bool, RenderError> {
-    let failed = |operation: &'static str| {
-        move |error| RenderError::Destination { destination: destination.to_owned(), operation, error }
-    };
+/// Writes the bytes beside the file, with everything that it is to have, and makes them durable. `None`: the file holds these bytes
+/// already (its mode is set right).
+pub(super) fn prepare(settings: &FileSettings, bytes: &[u8]) -> Result<Option<Prepared>, RenderError> {
+    let destination = &settings.destination;
     if let Some(existing) = open_existing(destination)?
-        && holds(&existing, bytes).map_err(failed("reading"))?
+        && holds(&existing, bytes).map_err(failed(destination, "reading"))?
     {
-        set_mode(&existing, mode).map_err(failed("setting the mode of"))?;
-        return Ok(false);
+        set_mode(&existing, settings.mode).map_err(failed(destination, "setting the mode of"))?;
+        return Ok(None);
     }
-    let folder = match destination.parent() {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder_of(destination))
+        .map_err(failed(destination, "creating the folder of"))?;
+    let temporary = Temporary::create(destination).map_err(failed(destination, "writing beside"))?;
+    temporary.fill(settings.mode, bytes).map_err(failed(destination, "writing beside"))?;
+    Ok(Some(Prepared { destination: destination.clone(), temporary }))
+}
+
+/// New bytes beside the file that they are to replace. Dropped, they are removed.
+pub(super) struct Prepared {
+    destination: PathBuf,
+    temporary: Temporary,
+}
+
+impl Prepared {
+    /// Where the new bytes lie until they take effect.
+    // What validates a file before it is switched reads it here.
+    #[allow(dead_code)]
+    pub fn path(&self) -> &Path {
+        &self.temporary.path
+    }
+
+    /// They take effect: renamed over the old file, and the folder synced.
+    pub fn commit(self) -> Result<(), RenderError> {
+        let Self { destination, temporary } = self;
+        temporary.rename_to(&destination).map_err(failed(&destination, "renaming over"))?;
+        File::open(folder_of(&destination))
+            .and_then(|folder| folder.sync_all())
+            .map_err(failed(&destination, "syncing the folder of"))
+    }
+}
+
+fn failed(destination: &Path, operation: &'static str) -> impl FnOnce(io::Error) -> RenderError {
+    move |error| RenderError::Destination { destination: destination.to_owned(), operation, error }
+}
+
+fn folder_of(destination: &Path) -> &Path {
+    match destination.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
-    };
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed("creating the folder of"))?;
-    let temporary = Temporary::create(destination).map_err(failed("writing beside"))?;
-    temporary.fill(mode, bytes).map_err(failed("writing beside"))?;
-    approve().map_err(|refused| RenderError::Unaudited { destination: destination.to_owned(), refused })?;
-    temporary.rename_to(destination).map_err(failed("renaming over"))?;
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("syncing the folder of"))?;
-    Ok(true)
+    }
 }
 
 /// `None`: there is nothing. Anything but a regular file is refused.
@@ -97,7 +122,8 @@ fn set_mode(file: &File, mode: u32) -> io::Result<()> {
 /// A new file beside the destination, removed unless it was renamed.
 struct Temporary {
     file: File,
-    path: Option<PathBuf>,
+    path: PathBuf,
+    is_renamed: bool,
 }
 
 impl Temporary {
@@ -114,7 +140,7 @@ impl Temporary {
         }
         let mut options = OpenOptions::new();
         options.write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-        Ok(Self { file: options.open(&path)?, path: Some(path) })
+        Ok(Self { file: options.open(&path)?, path, is_renamed: false })
     }
 
     fn fill(&self, mode: u32, bytes: &[u8]) -> io::Result<()> {
@@ -124,19 +150,17 @@ impl Temporary {
     }
 
     fn rename_to(mut self, destination: &Path) -> io::Result<()> {
-        if let Some(path) = &self.path {
-            fs::rename(path, destination)?;
-        }
-        self.path = None;
+        fs::rename(&self.path, destination)?;
+        self.is_renamed = true;
         Ok(())
     }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if let Some(path) = &self.path {
+        if !self.is_renamed {
             // It may be gone already; nothing more can be done about it.
-            let _ = fs::remove_file(path);
+            let _ = fs::remove_file(&self.path);
         }
     }
 }
@@ -144,6 +168,14 @@ impl Drop for Temporary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn replace(destination: &Path, mode: u32, bytes: &[u8]) -> Result<bool, RenderError> {
+        let settings = FileSettings { destination: destination.to_owned(), mode };
+        match prepare(&settings, bytes)? {
+            Some(prepared) => prepared.commit().map(|()| true),
+            None => Ok(false),
+        }
+    }
 
     fn mode_of(path: &Path) -> u32 {
         fs::metadata(path).unwrap().mode() & 0o7777
@@ -157,14 +189,14 @@ mod tests {
     fn a_file_is_made_with_its_folder_then_left_alone_then_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/deep/app.conf");
-        assert!(replace(&path, 0o600, b"one", || Ok(())).unwrap());
+        assert!(replace(&path, 0o600, b"one").unwrap());
         assert_eq!((mode_of(&path), mode_of(path.parent().unwrap())), (0o600, 0o700));
         let inode = fs::metadata(&path).unwrap().ino();
-        assert!(!replace(&path, 0o600, b"one", || unreachable!("nothing takes effect")).unwrap());
+        assert!(!replace(&path, 0o600, b"one").unwrap());
         assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
-        assert!(!replace(&path, 0o640, b"one", || unreachable!("nothing takes effect")).unwrap());
+        assert!(!replace(&path, 0o640, b"one").unwrap());
         assert_eq!(mode_of(&path), 0o640);
-        assert!(replace(&path, 0o640, b"two", || Ok(())).unwrap());
+        assert!(replace(&path, 0o640, b"two").unwrap());
         assert_eq!((fs::read(&path).unwrap(), mode_of(&path)), (b"two".to_vec(), 0o640));
         assert_eq!(names_in(path.parent().unwrap()), 1);
     }
@@ -175,23 +207,25 @@ mod tests {
         let (target, link) = (folder.path().join("target"), folder.path().join("link"));
         fs::write(&target, "kept").unwrap();
         std::os::unix::fs::symlink(&target, &link).unwrap();
-        let refused = replace(&link, 0o600, b"new", || Ok(())).unwrap_err().to_string();
+        let refused = replace(&link, 0o600, b"new").unwrap_err().to_string();
         assert!(refused.ends_with("is a symbolic link and is not replaced"), "{refused}");
         assert_eq!(fs::read(&target).unwrap(), b"kept");
-        let refused = replace(folder.path(), 0o600, b"new", || Ok(())).unwrap_err().to_string();
+        let refused = replace(folder.path(), 0o600, b"new").unwrap_err().to_string();
         assert!(refused.ends_with("is a folder and is not replaced"), "{refused}");
     }
 
     #[test]
-    fn a_refused_record_and_a_failed_write_keep_the_old_file() {
+    fn what_is_dropped_and_a_failed_write_keep_the_old_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("app.conf");
         fs::write(&path, "old").unwrap();
-        let refuse = || Err(AuditRefused { reason: "disk full".into() });
-        assert!(matches!(replace(&path, 0o600, b"new", refuse), Err(RenderError::Unaudited { .. })));
+        let settings = FileSettings { destination: path.clone(), mode: 0o600 };
+        let prepared = prepare(&settings, b"new").unwrap().unwrap();
+        assert_eq!((fs::read(prepared.path()).unwrap(), fs::read(&path).unwrap()), (b"new".to_vec(), b"old".to_vec()));
+        drop(prepared);
         assert_eq!((fs::read(&path).unwrap(), names_in(folder.path())), (b"old".to_vec(), 1));
         let under_a_file = path.join("below");
-        assert!(matches!(replace(&under_a_file, 0o600, b"new", || Ok(())), Err(RenderError::Destination { .. })));
+        assert!(matches!(replace(&under_a_file, 0o600, b"new"), Err(RenderError::Destination { .. })));
     }
 
     #[test]
@@ -199,7 +233,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("app.conf");
         fs::write(folder.path().join(".app.conf.mcpeg-new"), "left").unwrap();
-        assert!(replace(&path, 0o600, b"new", || Ok(())).unwrap());
+        assert!(replace(&path, 0o600, b"new").unwrap());
         assert_eq!((fs::read(&path).unwrap(), names_in(folder.path())), (b"new".to_vec(), 1));
     }
 }

@@ -47,7 +47,7 @@ impl RenderHandle {
                 Some(job) => jobs.push(job.clone()),
                 None => match Template::load(&settings.source) {
                     Ok(template) => {
-                        let before = old.iter().find(|job| job.settings.destination == settings.destination);
+                        let before = old.iter().find(|job| job.settings.file.destination == settings.file.destination);
                         let writing = before.map(|job| job.writing.clone()).unwrap_or_default();
                         jobs.push(Arc::new(Job::new(settings, template, writing)));
                     }

@@ -6,10 +6,16 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq)]
 pub struct TemplateSettings {
     pub source: PathBuf,
+    pub file: FileSettings,
+    pub on_change: Option<OnChange>,
+}
+
+/// What a rendered file is to be, apart from its bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FileSettings {
     pub destination: PathBuf,
     /// Permission bits of the written file.
     pub mode: u32,
-    pub on_change: Option<OnChange>,
 }
 
 /// What follows a change of the file. Both may be set; the signal goes first.

@@ -25,7 +25,7 @@ impl StatusReport for RenderHandle {
 fn condition(job: &Job) -> Condition {
     let state = job.state();
     let (level, message) = match (state.failure, state.hook_problem) {
-        (Some(failure), _) if state.current_at.is_none() && !job.settings.destination.exists() => {
+        (Some(failure), _) if state.current_at.is_none() && !job.settings.file.destination.exists() => {
             (ConditionState::Failed, format!("{}; there is no file yet", failure.words))
         }
         (Some(failure), _) => (ConditionState::Degraded, format!("{}; the old file stays", failure.words)),

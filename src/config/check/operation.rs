@@ -12,7 +12,7 @@ use crate::config::raw::operation::{
     RawStorage, RawTemplate,
 };
 use crate::config::units::parse_signal;
-use crate::render::settings::{CommandHook, OnChange, SignalHook, TemplateSettings};
+use crate::render::settings::{CommandHook, FileSettings, OnChange, SignalHook, TemplateSettings};
 
 pub fn templates(raw: Vec<RawTemplate>, check: &mut Check<'_>) -> Vec<TemplateSettings> {
     let mut seen: BTreeMap<PathBuf, usize> = BTreeMap::new();
@@ -30,7 +30,8 @@ pub fn templates(raw: Vec<RawTemplate>, check: &mut Check<'_>) -> Vec<TemplateSe
             check.problem(&join(&path, &["destination"]), message);
         }
         let on_change = raw.on_change.map(|raw| on_change(raw, &join(&path, &["on_change"]), check));
-        settings.push(TemplateSettings { source, destination, mode: raw.mode.map_or(0o600, |mode| mode.0), on_change });
+        let file = FileSettings { destination, mode: raw.mode.map_or(0o600, |mode| mode.0) };
+        settings.push(TemplateSettings { source, file, on_change });
     }
     settings
 }
