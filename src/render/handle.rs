@@ -1,17 +1,21 @@
-//! `RenderHandle`, what the rest of the process holds; `Staged`, new templates beside the running ones; `Job`, one template and its state.
+//! `RenderHandle`, what the rest of the process holds; `Staged`, new templates beside the running ones; `Job`, one unit and its state.
 //!
-//! Invariants: staging compiles and changes nothing; a template whose settings are the same keeps its worker.
+//! Invariants: staging compiles and changes nothing; a file or a group whose settings are the same keeps its worker.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex as Turn, Notify, OwnedMutexGuard, watch};
 use tokio::time::Instant;
 
+use crate::ports::SupervisedProcess;
+
 use super::RenderError;
+use super::attempt::Switched;
 use super::context::Context;
 use super::settings::TemplateSettings;
 use super::template::Template;
+use super::unit::Unit;
 
 #[derive(Clone)]
 pub struct RenderHandle {
@@ -37,22 +41,33 @@ impl RenderHandle {
         self.shared.jobs.borrow().clone()
     }
 
+    /// Whom `supervised` hooks signal. The first call decides.
+    pub fn attach_process(&self, process: Arc<dyn SupervisedProcess>) {
+        self.shared.context.attach_process(process);
+    }
+
     /// Compiles what is new; all templates that do not compile are reported together.
     pub fn stage(&self, templates: Vec<TemplateSettings>) -> Result<Staged, RenderError> {
         let old = self.jobs();
         let mut jobs = Vec::with_capacity(templates.len());
         let mut failures = Vec::new();
-        for settings in templates {
-            match old.iter().find(|job| job.settings == settings) {
-                Some(job) => jobs.push(job.clone()),
-                None => match Template::load(&settings.source) {
-                    Ok(template) => {
-                        let before = old.iter().find(|job| job.settings.file.destination == settings.file.destination);
-                        let writing = before.map(|job| job.writing.clone()).unwrap_or_default();
-                        jobs.push(Arc::new(Job::new(settings, template, writing)));
-                    }
+        for unit in Unit::of_all(&templates) {
+            if let Some(job) = old.iter().find(|job| job.unit == unit) {
+                jobs.push(job.clone());
+                continue;
+            }
+            let before = failures.len();
+            let mut compiled = Vec::with_capacity(unit.members().len());
+            for settings in unit.members() {
+                match Template::load(&settings.source) {
+                    Ok(template) => compiled.push(Some(Arc::new(template))),
                     Err(error) => failures.push(error),
-                },
+                }
+            }
+            if failures.len() == before {
+                let same_place = old.iter().find(|job| job.unit.path() == unit.path());
+                let writing = same_place.map(|job| job.writing.clone()).unwrap_or_default();
+                jobs.push(Arc::new(Job::new(unit, compiled, writing)));
             }
         }
         match failures.len() {
@@ -89,14 +104,15 @@ impl Staged {
     }
 }
 
-/// One template and what became of it.
+/// One unit and what became of it.
 pub(super) struct Job {
-    pub settings: TemplateSettings,
-    /// Compiled when staged; taken by the worker.
-    template: Mutex<Option<Arc<Template>>>,
+    pub unit: Unit,
+    /// Compiled when staged, one for each member; taken by the worker.
+    templates: Mutex<Vec<Option<Arc<Template>>>>,
     state: Mutex<State>,
-    /// Held while the file is written; one for each destination, so that an old job and the new one do not write at once.
-    writing: Arc<Mutex<()>>,
+    /// Held from the first byte that is written until it takes effect; one for each place, so that an old job and the new one do not write
+    /// at once.
+    writing: Arc<Turn<()>>,
     /// A reload has replaced it: it must not write any more.
     is_retired: AtomicBool,
 }
@@ -119,19 +135,25 @@ pub(super) struct Failure {
 }
 
 impl Job {
-    fn new(settings: TemplateSettings, template: Template, writing: Arc<Mutex<()>>) -> Self {
-        let (template, state) = (Mutex::new(Some(Arc::new(template))), Mutex::default());
-        Self { settings, template, state, writing, is_retired: AtomicBool::new(false) }
+    fn new(unit: Unit, templates: Vec<Option<Arc<Template>>>, writing: Arc<Turn<()>>) -> Self {
+        let (templates, state) = (Mutex::new(templates), Mutex::default());
+        Self { unit, templates, state, writing, is_retired: AtomicBool::new(false) }
     }
 
-    /// Runs `write`, unless the job was replaced.
-    pub fn exclusively<T>(&self, write: impl FnOnce() -> T) -> Option<T> {
-        let _guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        (!self.is_retired.load(Ordering::Acquire)).then(write)
+    /// Waits until nobody else writes at this place.
+    pub async fn turn(&self) -> OwnedMutexGuard<()> {
+        self.writing.clone().lock_owned().await
     }
 
-    pub fn take_template(&self) -> Option<Arc<Template>> {
-        self.template.lock().unwrap_or_else(PoisonError::into_inner).take()
+    pub fn is_retired(&self) -> bool {
+        self.is_retired.load(Ordering::Acquire)
+    }
+
+    /// One for each member; `None` where it is to be loaded.
+    pub fn take_templates(&self) -> Vec<Option<Arc<Template>>> {
+        let mut templates = std::mem::take(&mut *self.templates.lock().unwrap_or_else(PoisonError::into_inner));
+        templates.resize(self.unit.members().len(), None);
+        templates
     }
 
     pub fn state(&self) -> State {
@@ -145,7 +167,7 @@ impl Job {
     }
 
     /// True when this is a failure that is to be told: the first, or the first that is more than waiting.
-    pub fn note(&self, outcome: &Result<bool, RenderError>) -> bool {
+    pub fn note(&self, outcome: &Result<Option<Switched>, RenderError>) -> bool {
         let mut state = self.lock();
         let error = match outcome {
             Ok(_) => {
@@ -164,8 +186,8 @@ impl Job {
         is_news
     }
 
-    pub fn note_hook(&self, told: Result<(), String>) {
-        self.lock().hook_problem = told.err();
+    pub fn note_hook(&self, problem: Option<String>) {
+        self.lock().hook_problem = problem;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

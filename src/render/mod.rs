@@ -9,14 +9,17 @@ mod attempt;
 mod context;
 mod crew;
 mod file;
+mod generation;
 mod handle;
 mod hook;
 mod metrics;
 pub mod settings;
 mod status;
+mod tell;
 mod template;
 #[cfg(test)]
 mod tests;
+mod unit;
 mod worker;
 
 use std::io;
@@ -44,7 +47,7 @@ pub fn build(
     audit: Arc<dyn AuditLog>,
     meter: Meter,
 ) -> Result<(RenderHandle, Part), RenderError> {
-    let shared = Arc::new(Shared::new(Context { secrets, audit, metrics: Metrics::new(&meter) }));
+    let shared = Arc::new(Shared::new(Context::new(secrets, audit, Metrics::new(&meter))));
     let handle = RenderHandle::new(shared.clone());
     handle.stage(templates)?.commit();
     let (signal, readiness) = Readiness::channel();
@@ -84,6 +87,12 @@ pub enum RenderError {
     NotAFile { destination: PathBuf, what: &'static str },
     #[error("{} is not written: {refused}", .destination.display())]
     Unaudited { destination: PathBuf, refused: AuditRefused },
+    #[error("{} is {what} and is not replaced: a group's folder is a link that mcpeg makes; move it away", .folder.display())]
+    NotOurLink { folder: PathBuf, what: &'static str },
+    #[error("{} is refused by its validation: {reason}", .destination.display())]
+    Invalid { destination: PathBuf, reason: String, output: String },
+    #[error("{} went back to the generation before: {reason}", .folder.display())]
+    RolledBack { folder: PathBuf, reason: String },
     #[error("rendering {} ended early: {reason}", .source_file.display())]
     Interrupted { source_file: PathBuf, reason: String },
     /// One line for each template that failed.
@@ -97,6 +106,14 @@ impl RenderError {
         matches!(self, Self::Secret { problem: SecretProblem::Unavailable(_), .. })
     }
 
+    /// What a command printed, fit to be logged.
+    fn output(&self) -> Option<&str> {
+        match self {
+            Self::Invalid { output, .. } if !output.is_empty() => Some(output),
+            _ => None,
+        }
+    }
+
     /// `error.type` in metrics and audit events.
     fn kind(&self) -> &'static str {
         match self {
@@ -104,7 +121,9 @@ impl RenderError {
             Self::Template { .. } => "template",
             Self::Secret { .. } => "secret",
             Self::TooLarge { .. } => "too_large",
-            Self::Destination { .. } | Self::NotAFile { .. } => "destination",
+            Self::Destination { .. } | Self::NotAFile { .. } | Self::NotOurLink { .. } => "destination",
+            Self::Invalid { .. } => "invalid",
+            Self::RolledBack { .. } => "rolled_back",
             Self::Unaudited { .. } => "unaudited",
             Self::Interrupted { .. } | Self::Several(_) => "interrupted",
         }

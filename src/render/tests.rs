@@ -139,12 +139,15 @@ fn template(folder: &Path, name: &str, on_change: Option<OnChange>) -> TemplateS
         source: folder.join(format!("{name}.j2")),
         file: FileSettings { destination: folder.join(name), mode: 0o600 },
         on_change,
+        validate: None,
+        group: None,
     }
 }
 
 fn command(script: String) -> Option<OnChange> {
     let argv = vec!["sh".into(), "-c".into(), script];
-    Some(OnChange { signal: None, command: Some(CommandHook { argv, timeout: Duration::from_secs(5) }) })
+    let command = CommandHook { argv, env: BTreeMap::new(), timeout: Duration::from_secs(5) };
+    Some(OnChange { command: Some(command), ..OnChange::default() })
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,17 +4,22 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use super::{Check, join, seconds};
+use super::{Check, groups, hooks, join};
 use crate::admin::settings::{AdminHttpSettings, AdminSettings, AdminUnixSettings};
 use crate::config::LockMemory;
+use crate::config::raw::hooks::RawGroup;
 use crate::config::raw::operation::{
-    RawAdmin, RawAdminHttp, RawAdminUnix, RawLeakGuard, RawLockMemory, RawOnChange, RawRuntimeKind, RawSecurity,
+    RawAdmin, RawAdminHttp, RawAdminUnix, RawLeakGuard, RawLockMemory, RawRuntimeKind, RawSecurity,
     RawStorage, RawTemplate,
 };
-use crate::config::units::parse_signal;
-use crate::render::settings::{CommandHook, FileSettings, OnChange, SignalHook, TemplateSettings};
+use crate::render::settings::{FileSettings, TemplateSettings};
 
-pub fn templates(raw: Vec<RawTemplate>, check: &mut Check<'_>) -> Vec<TemplateSettings> {
+pub fn templates(
+    raw: Vec<RawTemplate>,
+    groups: BTreeMap<String, RawGroup>,
+    check: &mut Check<'_>,
+) -> Vec<TemplateSettings> {
+    let names: Vec<Option<String>> = raw.iter().map(|raw| raw.group.clone()).collect();
     let mut seen: BTreeMap<PathBuf, usize> = BTreeMap::new();
     let mut settings = Vec::new();
     for (index, raw) in raw.into_iter().enumerate() {
@@ -29,36 +34,13 @@ pub fn templates(raw: Vec<RawTemplate>, check: &mut Check<'_>) -> Vec<TemplateSe
             let message = format!("template {} already writes this file", first + 1);
             check.problem(&join(&path, &["destination"]), message);
         }
-        let on_change = raw.on_change.map(|raw| on_change(raw, &join(&path, &["on_change"]), check));
+        let on_change = raw.on_change.map(|raw| hooks::on_change(raw, &join(&path, &["on_change"]), check));
         let file = FileSettings { destination, mode: raw.mode.map_or(0o600, |mode| mode.0) };
-        settings.push(TemplateSettings { source, file, on_change });
+        let validate = hooks::validation(raw.validate, raw.timeout, &path, check);
+        settings.push(TemplateSettings { source, file, on_change, validate, group: None });
     }
+    groups::assign(&mut settings, &names, groups, check);
     settings
-}
-
-fn on_change(raw: RawOnChange, path: &[&str], check: &mut Check<'_>) -> OnChange {
-    let signal = match (raw.signal, raw.pid_file) {
-        (Some(signal), Some(pid_file)) => {
-            parse_signal(&signal.0).map(|number| SignalHook { signal: number, name: signal.0, pid_file: pid_file.0 })
-        }
-        (Some(_), None) => {
-            check.problem(&join(path, &["signal"]), "`pid_file` is missing: whom to signal");
-            None
-        }
-        (None, Some(_)) => {
-            check.problem(&join(path, &["pid_file"]), "`signal` is missing: what to send");
-            None
-        }
-        (None, None) => None,
-    };
-    if raw.timeout.is_some() && raw.command.is_none() {
-        check.problem(&join(path, &["timeout"]), "the timeout is the command's, and there is no `command`");
-    }
-    if signal.is_none() && raw.command.is_none() {
-        check.problem(path, "`signal` or `command` is missing");
-    }
-    let timeout = raw.timeout.map_or(seconds(10), |timeout| timeout.0);
-    OnChange { signal, command: raw.command.map(|argv| CommandHook { argv, timeout }) }
 }
 
 pub fn admin(raw: RawAdmin, folder: &Path, check: &mut Check<'_>) -> AdminSettings {

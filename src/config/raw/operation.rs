@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::scalar::{RawDuration, RawMode, RawPath, RawSecretText, RawSignal};
+use super::hooks::RawOnChange;
+use super::scalar::{RawDuration, RawMode, RawPath, RawSecretText};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -18,19 +19,13 @@ pub struct RawTemplate {
     pub mode: Option<RawMode>,
     /// What follows a change of the file's bytes.
     pub on_change: Option<RawOnChange>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RawOnChange {
-    /// Needs `pid_file`.
-    pub signal: Option<RawSignal>,
-    pub pid_file: Option<RawPath>,
-    /// Program and arguments; no shell.
+    /// A command that has to succeed before new bytes take effect. `{file}` stands for the file that holds them.
     #[schemars(length(min = 1))]
-    pub command: Option<Vec<String>>,
-    /// For the command. Default: `10s`.
+    pub validate: Option<Vec<String>>,
+    /// For `validate`. Default: `10s`.
     pub timeout: Option<RawDuration>,
+    /// One of `render.groups`: files that change together.
+    pub group: Option<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

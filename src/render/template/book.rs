@@ -32,10 +32,10 @@ impl fmt::Debug for Pages {
 }
 
 /// What a rendering read, by item. Holds no value.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(in super::super) struct Reads(pub BTreeMap<String, ItemRead>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(in super::super) enum ItemRead {
     Version {
         version: u64,
