@@ -1,5 +1,7 @@
 //! Workers, hooks and reload with a reader and an audit log that do as they are told, and real files.
 
+mod groups;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,13 +16,13 @@ use super::settings::{CommandHook, FileSettings, OnChange, TemplateSettings};
 use super::{RenderHandle, build, render_once};
 use crate::lifecycle::{ReadyState, Shutdown, ShutdownTrigger};
 use crate::ports::{
-    AuditEvent, AuditLog, AuditRefused, Condition, ConditionState, SecretReader, SecretUnavailable, StatusReport,
+    AuditEvent, AuditLog, AuditRefused, Condition, ConditionState, Hold, SecretReader, SecretUnavailable, StatusReport,
 };
 use crate::secret::{Secret, SecretVersion};
 
 /// Items that a test publishes.
 #[derive(Default)]
-struct Store(Mutex<BTreeMap<String, Entry>>);
+struct Store(Mutex<BTreeMap<String, Entry>>, Arc<Mutex<Vec<u64>>>);
 
 type Entry = (Option<Arc<SecretVersion>>, watch::Sender<u64>);
 
@@ -52,6 +54,21 @@ impl SecretReader for Store {
 
     fn subscribe(&self, item: &str) -> Option<watch::Receiver<u64>> {
         self.0.lock().unwrap().get(item).map(|(_, newest)| newest.subscribe())
+    }
+
+    fn hold(&self, _item: &str, since: u64) -> Hold {
+        self.1.lock().unwrap().push(since);
+        Box::new(Held(self.1.clone(), since))
+    }
+}
+
+struct Held(Arc<Mutex<Vec<u64>>>, u64);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut held = self.0.lock().unwrap();
+        let at = held.iter().position(|since| *since == self.1).unwrap();
+        held.remove(at);
     }
 }
 
