@@ -108,7 +108,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     let lock_memory = check::operation::security(&raw.security, &mut check);
     let serve = raw.secrets.serve.take().map(|serve| check::secrets::serve(serve, folder, &items, &mut check));
     let secrets = check::secrets::settings(raw.secrets, &|name| sources.variable(name), &mut check);
-    let templates = check::operation::templates(raw.templates, raw.render.groups, &mut check);
+    let templates = check::operation::templates(raw.templates, raw.render, &mut check);
     let shutdown_timeout = raw.global.shutdown_timeout.as_ref().map_or(check::seconds(10), |timeout| timeout.0);
     let unix = check::mcp::unix(&mut raw.transports, folder, &mut check);
     let limits = check::mcp::limits(&raw.transports.limits, shutdown_timeout);

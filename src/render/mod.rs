@@ -85,6 +85,10 @@ pub enum RenderError {
     Destination { destination: PathBuf, operation: &'static str, error: io::Error },
     #[error("{} is {what} and is not replaced", .destination.display())]
     NotAFile { destination: PathBuf, what: &'static str },
+    #[error("{} is not written: its folder is {}, which is outside of render.allowed_folders", .destination.display(), .real.display())]
+    Outside { destination: PathBuf, real: PathBuf },
+    #[error("{} is not written: {problem}", .destination.display())]
+    Owner { destination: PathBuf, problem: String },
     #[error("{} is not written: {refused}", .destination.display())]
     Unaudited { destination: PathBuf, refused: AuditRefused },
     #[error("{} is {what} and is not replaced: a group's folder is a link that mcpeg makes; move it away", .folder.display())]
@@ -122,6 +126,8 @@ impl RenderError {
             Self::Secret { .. } => "secret",
             Self::TooLarge { .. } => "too_large",
             Self::Destination { .. } | Self::NotAFile { .. } | Self::NotOurLink { .. } => "destination",
+            Self::Outside { .. } => "outside",
+            Self::Owner { .. } => "owner",
             Self::Invalid { .. } => "invalid",
             Self::RolledBack { .. } => "rolled_back",
             Self::Unaudited { .. } => "unaudited",

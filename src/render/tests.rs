@@ -12,7 +12,7 @@ use opentelemetry::metrics::MeterProvider as _;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::settings::{CommandHook, FileSettings, OnChange, TemplateSettings};
+use super::settings::{CommandHook, FileSettings, MAX_SIZE, OnChange, TemplateSettings};
 use super::{RenderHandle, build, render_once};
 use crate::lifecycle::{ReadyState, Shutdown, ShutdownTrigger};
 use crate::ports::{
@@ -154,7 +154,8 @@ async fn eventually(mut is_so: impl FnMut() -> bool) {
 fn template(folder: &Path, name: &str, on_change: Option<OnChange>) -> TemplateSettings {
     TemplateSettings {
         source: folder.join(format!("{name}.j2")),
-        file: FileSettings { destination: folder.join(name), mode: 0o600 },
+        max_size: MAX_SIZE,
+        file: FileSettings::new(folder.join(name)),
         on_change,
         validate: None,
         group: None,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{Check, hooks, join};
 use crate::config::raw::hooks::RawGroup;
-use crate::render::settings::{GroupSettings, TemplateSettings};
+use crate::render::settings::{GroupSettings, OnRemove, TemplateSettings};
 
 /// Puts the templates into their groups. `names` are what they give as `group`, in the same order.
 pub fn assign(
@@ -54,6 +54,13 @@ fn folders(
         if settings.on_change.is_some() {
             let message = format!("what follows a change of a group is one for all: `render.groups.{name}.on_change`");
             check.problem(&join(&path, &["on_change"]), message);
+        }
+        if settings.file.backup {
+            let message = format!("a group keeps old generations: `render.groups.{name}.keep`");
+            check.problem(&join(&path, &["backup"]), message);
+        }
+        if settings.file.on_remove == OnRemove::Remove {
+            check.problem(&join(&path, &["on_remove"]), "the last generation of a group stays where it is");
         }
         let destination = &settings.file.destination;
         let folder = destination.parent().filter(|folder| folder.file_name().is_some());

@@ -2,6 +2,7 @@
 //!
 //! Each file here serves one domain. A section that this version does not serve is refused by name, never ignored.
 
+pub mod files;
 pub mod groups;
 pub mod hooks;
 pub mod mcp;

@@ -1,45 +1,43 @@
 //! `templates`, `admin`, `security`, and the sections of later versions.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::{Check, groups, hooks, join};
+use super::{Check, files, groups, hooks, join};
 use crate::admin::settings::{AdminHttpSettings, AdminSettings, AdminUnixSettings};
 use crate::config::LockMemory;
-use crate::config::raw::hooks::RawGroup;
 use crate::config::raw::operation::{
     RawAdmin, RawAdminHttp, RawAdminUnix, RawLeakGuard, RawLockMemory, RawRuntimeKind, RawSecurity,
     RawStorage, RawTemplate,
 };
-use crate::render::settings::{FileSettings, TemplateSettings};
+use crate::config::raw::render::RawRender;
+use crate::render::settings::{MAX_SIZE, TemplateSettings};
 
-pub fn templates(
-    raw: Vec<RawTemplate>,
-    groups: BTreeMap<String, RawGroup>,
-    check: &mut Check<'_>,
-) -> Vec<TemplateSettings> {
+pub fn templates(raw: Vec<RawTemplate>, render: RawRender, check: &mut Check<'_>) -> Vec<TemplateSettings> {
+    let allowed = files::allowed_folders(&render);
     let names: Vec<Option<String>> = raw.iter().map(|raw| raw.group.clone()).collect();
-    let mut seen: BTreeMap<PathBuf, usize> = BTreeMap::new();
     let mut settings = Vec::new();
     for (index, raw) in raw.into_iter().enumerate() {
         let number = index.to_string();
         let path = ["templates", number.as_str()];
-        let (source, destination) = (raw.source.0, raw.destination.0);
+        let file = files::file(&raw, &allowed, &path, check);
+        let source = raw.source.0;
         check.readable(&join(&path, &["source"]), &source);
-        if source == destination {
+        if source == file.destination {
             check.problem(&join(&path, &["destination"]), "the destination is the template itself");
         }
-        if let Some(first) = seen.insert(destination.clone(), index) {
-            let message = format!("template {} already writes this file", first + 1);
-            check.problem(&join(&path, &["destination"]), message);
-        }
         let on_change = raw.on_change.map(|raw| hooks::on_change(raw, &join(&path, &["on_change"]), check));
-        let file = FileSettings { destination, mode: raw.mode.map_or(0o600, |mode| mode.0) };
-        let validate = hooks::validation(raw.validate, raw.timeout, &path, check);
-        settings.push(TemplateSettings { source, file, on_change, validate, group: None });
+        settings.push(TemplateSettings {
+            source,
+            max_size: raw.max_size.map_or(MAX_SIZE, |size| size.0),
+            file,
+            on_change,
+            validate: hooks::validation(raw.validate, raw.timeout, &path, check),
+            group: None,
+        });
     }
-    groups::assign(&mut settings, &names, groups, check);
+    files::differ(&settings.iter().map(|settings| &settings.file).collect::<Vec<_>>(), check);
+    groups::assign(&mut settings, &names, render.groups, check);
     settings
 }
 

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::hooks::RawOnChange;
-use super::scalar::{RawDuration, RawMode, RawPath, RawSecretText};
+use super::scalar::{RawDuration, RawMode, RawPath, RawSecretText, RawSize};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -17,6 +17,17 @@ pub struct RawTemplate {
     pub destination: RawPath,
     /// Default: `"0600"`.
     pub mode: Option<RawMode>,
+    /// `USER`, `USER:GROUP` or `:GROUP`, names or ids. Default: mcpeg's own.
+    pub owner: Option<String>,
+    /// The SELinux label: `system_u:object_r:httpd_config_t:s0`. Default: what the system gives.
+    pub selinux_label: Option<String>,
+    /// Keeps the file that is replaced as `NAME.bak`, with the same mode and owner.
+    #[serde(default)]
+    pub backup: bool,
+    /// What becomes of the file when a reload takes the template away. Default: `keep`.
+    pub on_remove: Option<super::render::RawOnRemove>,
+    /// The most that the template may render to. Default: `1MiB`.
+    pub max_size: Option<RawSize>,
     /// What follows a change of the file's bytes.
     pub on_change: Option<RawOnChange>,
     /// A command that has to succeed before new bytes take effect. `{file}` stands for the file that holds them.
