@@ -6,6 +6,8 @@
 mod architecture;
 mod auth;
 mod examples;
+mod groups;
+mod hooks;
 mod leases;
 mod mcp;
 mod memory;
