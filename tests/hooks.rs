@@ -92,7 +92,9 @@ async fn a_command_sees_the_secrets_that_are_named_and_no_others_and_its_output_
     assert!(env.contains("TOKEN=t-hunter2-222") && !env.contains("u-secret-333"), "{env}");
     let log = sidecar.stderr();
     assert!(log.contains("token [REDACTED]") && !log.contains("hunter2") && !log.contains("k-one-111"), "{log}");
-    sidecar.says(&component(&sidecar), &["degraded", "the file is up to date, but: sh ended with exit status: 1"]).await;
+    sidecar
+        .says(&component(&sidecar), &["degraded", "the file is up to date, but: sh ended with exit status: 1"])
+        .await;
     sidecar.stop().await;
 }
 
@@ -119,7 +121,10 @@ async fn new_bytes_that_are_refused_never_take_effect_and_a_missing_systemd_is_s
     folder.write("mcpeg.yaml", &folder.read("mcpeg.yaml").replace("on_change", validate));
     let sidecar = Sidecar::start(folder);
     let events = ran(&sidecar, 1).await;
-    assert_eq!((&events[0]["attributes"]["mcpeg.hook.kind"], &events[0]["outcome"]), (&json!("systemd"), &json!("failure")));
+    assert_eq!(
+        (&events[0]["attributes"]["mcpeg.hook.kind"], &events[0]["outcome"]),
+        (&json!("systemd"), &json!("failure"))
+    );
     sidecar.says(&component(&sidecar), &["systemctl"]).await;
     sidecar.folder.write("secrets.yaml", "app: { key: k-two-111 }\napi: { token: t }\n");
     sidecar.says(&component(&sidecar), &["is refused by its validation: grep ended with exit status: 1"]).await;

@@ -260,8 +260,10 @@ async fn a_lease_is_kept_until_whoever_reads_its_file_has_followed() {
     folder.write("follows", "");
     let sidecar = Sidecar::start(folder);
     let (first, password) = another_user(&sidecar, "", Duration::from_secs(5)).await;
-    eventually(Duration::from_secs(5), "it is told", async || (!sidecar.folder.audit("hook.ran").is_empty()).then_some(()))
-        .await;
+    eventually(Duration::from_secs(5), "it is told", async || {
+        (!sidecar.folder.audit("hook.ran").is_empty()).then_some(())
+    })
+    .await;
     std::fs::remove_file(sidecar.folder.path("follows")).unwrap();
     let refresh = async || {
         eventually(Duration::from_secs(5), "a refresh is allowed", async || {

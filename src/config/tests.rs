@@ -1,5 +1,7 @@
 //! The configuration as a user meets it: what is accepted, what is refused and in which words.
 
+mod hooks;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -80,7 +80,9 @@ pub(super) enum Switched {
 pub(super) enum Tell {
     Nobody,
     /// Whoever the hooks reach; where that fails for a group, the generation to go back to, if not the one before.
-    Hooks { back_to: Option<u64> },
+    Hooks {
+        back_to: Option<u64>,
+    },
 }
 
 /// Renders all members from the same versions and writes what they came to beside what is there. What was read is known even when it

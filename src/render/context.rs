@@ -52,9 +52,8 @@ impl Context {
             Ok(()) => Outcome::Success,
             Err(_) => Outcome::Failure,
         };
-        let event = about(unit, "hook.ran", outcome)
-            .with("mcpeg.hook.kind", kind.as_str())
-            .with("mcpeg.hook.attempt", attempt);
+        let event =
+            about(unit, "hook.ran", outcome).with("mcpeg.hook.kind", kind.as_str()).with("mcpeg.hook.attempt", attempt);
         match result {
             Ok(()) => {
                 info!(destination, kind = kind.as_str(), "hook.ran");

@@ -8,7 +8,7 @@ use super::settings::{GroupSettings, OnChange, TemplateSettings};
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Unit {
-    File(TemplateSettings),
+    File(Box<TemplateSettings>),
     /// At least one member.
     Group(Arc<GroupSettings>, Vec<TemplateSettings>),
 }
@@ -19,7 +19,7 @@ impl Unit {
         let mut units: Vec<Self> = Vec::new();
         for template in templates {
             let Some(group) = &template.group else {
-                units.push(Self::File(template.clone()));
+                units.push(Self::File(Box::new(template.clone())));
                 continue;
             };
             let found = units.iter_mut().find_map(|unit| match unit {

@@ -92,9 +92,7 @@ fn signal(raw: &mut RawOnChange, path: &[&str], check: &mut Check<'_>) -> Option
         }
     }
     match (raw.signal.take(), whom) {
-        (Some(name), Some((_, whom))) => {
-            parse_signal(&name.0).map(|signal| SignalHook { signal, name: name.0, whom })
-        }
+        (Some(name), Some((_, whom))) => parse_signal(&name.0).map(|signal| SignalHook { signal, name: name.0, whom }),
         (Some(_), None) => {
             let message = "`pid_file`, `process_name` or `supervised` is missing: whom to signal";
             check.problem(&join(path, &["signal"]), message);
@@ -110,9 +108,6 @@ fn signal(raw: &mut RawOnChange, path: &[&str], check: &mut Check<'_>) -> Option
 
 fn http(raw: RawHookHttp, timeout: Duration, path: &[&str], check: &mut Check<'_>) -> HttpHook {
     let at = join(path, &["url"]);
-    if !raw.url.0.username().is_empty() || raw.url.0.password().is_some() {
-        check.problem_with(&at, "a URL may not hold a password", "set the header `Authorization` under `headers`");
-    }
     if raw.socket.is_some() && raw.url.0.scheme() != "http" {
         check.problem(&at, "over a socket the URL's scheme is `http`");
     }

@@ -7,8 +7,8 @@ use super::{Check, files, groups, hooks, join};
 use crate::admin::settings::{AdminHttpSettings, AdminSettings, AdminUnixSettings};
 use crate::config::LockMemory;
 use crate::config::raw::operation::{
-    RawAdmin, RawAdminHttp, RawAdminUnix, RawLeakGuard, RawLockMemory, RawRuntimeKind, RawSecurity,
-    RawStorage, RawTemplate,
+    RawAdmin, RawAdminHttp, RawAdminUnix, RawLeakGuard, RawLockMemory, RawRuntimeKind, RawSecurity, RawStorage,
+    RawTemplate,
 };
 use crate::config::raw::render::RawRender;
 use crate::render::settings::{MAX_SIZE, TemplateSettings};

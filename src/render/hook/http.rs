@@ -68,8 +68,8 @@ fn headers(hook: &HttpHook, secrets: &dyn SecretReader, seen: &mut Seen) -> Resu
     }
     for (name, text) in &hook.headers {
         let secret = resolve(text, || format!("header {name}"), secrets, seen)?;
-        let mut value = HeaderValue::from_bytes(secret.expose())
-            .map_err(|_| HookError::NotAHeader { name: name.to_string() })?;
+        let mut value =
+            HeaderValue::from_bytes(secret.expose()).map_err(|_| HookError::NotAHeader { name: name.to_string() })?;
         value.set_sensitive(true);
         headers.insert(name.clone(), value);
     }

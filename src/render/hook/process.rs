@@ -76,9 +76,8 @@ mod tests {
         let name = format!("mcpeg-test-of-names-{}", std::process::id());
         let program = folder.path().join(&name);
         symlink("/bin/sleep", &program).unwrap();
-        let start = |program: &Path| {
-            tokio::process::Command::new(program).arg("60").kill_on_drop(true).spawn().unwrap()
-        };
+        let start =
+            |program: &Path| tokio::process::Command::new(program).arg("60").kill_on_drop(true).spawn().unwrap();
         let (mut one, mut two, mut other) = (start(&program), start(&program), start(Path::new("/bin/sleep")));
         assert_eq!(signal_named(&name, Signal::TERM).unwrap(), Sent { signalled: 2, not_permitted: 0 });
         assert!(!one.wait().await.unwrap().success() && !two.wait().await.unwrap().success());

@@ -85,7 +85,8 @@ mod tests {
     fn hook(pid: &str) -> (tempfile::NamedTempFile, SignalHook) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), pid).unwrap();
-        let hook = SignalHook { signal: libc::SIGTERM, name: "SIGTERM".into(), whom: Whom::PidFile(file.path().to_owned()) };
+        let hook =
+            SignalHook { signal: libc::SIGTERM, name: "SIGTERM".into(), whom: Whom::PidFile(file.path().to_owned()) };
         (file, hook)
     }
 
