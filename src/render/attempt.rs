@@ -50,7 +50,7 @@ pub(super) fn bring_up_to_date(
     secrets: &dyn SecretReader,
     audit: &dyn AuditLog,
 ) -> (Reads, Result<bool, RenderError>) {
-    let (reads, text) = template.render(secrets);
+    let (reads, text) = template.render(secrets, settings.max_size);
     let outcome = text.and_then(|text| replace(settings, &text, &reads, audit));
     (reads, outcome)
 }

@@ -2,15 +2,17 @@
 //!
 //! Invariants: staging compiles and changes nothing; a template whose settings are the same keeps its worker.
 
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::RenderError;
 use super::context::Context;
-use super::settings::TemplateSettings;
+use super::settings::{OnRemove, TemplateSettings};
 use super::template::Template;
 
 #[derive(Clone)]
@@ -24,6 +26,10 @@ pub(super) struct Shared {
     jobs: watch::Sender<Jobs>,
     /// Rung after each attempt.
     pub progress: Notify,
+    /// The locks of the destinations that a job writes.
+    writing: Mutex<HashMap<PathBuf, Weak<Mutex<()>>>>,
+    /// Retired jobs whose files are to go; taken by the part's task.
+    removals: Mutex<Vec<Arc<Job>>>,
 }
 
 pub(super) type Jobs = Arc<Vec<Arc<Job>>>;
@@ -47,8 +53,7 @@ impl RenderHandle {
                 Some(job) => jobs.push(job.clone()),
                 None => match Template::load(&settings.source) {
                     Ok(template) => {
-                        let before = old.iter().find(|job| job.settings.file.destination == settings.file.destination);
-                        let writing = before.map(|job| job.writing.clone()).unwrap_or_default();
+                        let writing = self.shared.writing(&settings.file.destination);
                         jobs.push(Arc::new(Job::new(settings, template, writing)));
                     }
                     Err(error) => failures.push(error),
@@ -65,7 +70,29 @@ impl RenderHandle {
 
 impl Shared {
     pub fn new(context: Context) -> Self {
-        Self { context, jobs: watch::Sender::default(), progress: Notify::new() }
+        let (writing, removals) = (Mutex::default(), Mutex::default());
+        Self { context, jobs: watch::Sender::default(), progress: Notify::new(), writing, removals }
+    }
+
+    /// Some job writes this file.
+    pub fn wants(&self, destination: &Path) -> bool {
+        self.jobs.borrow().iter().any(|job| job.settings.file.destination == destination)
+    }
+
+    pub fn take_removals(&self) -> Vec<Arc<Job>> {
+        std::mem::take(&mut *lock(&self.removals))
+    }
+
+    /// One for each destination, also when its job went and came again.
+    fn writing(&self, destination: &Path) -> Arc<Mutex<()>> {
+        let mut locks = lock(&self.writing);
+        locks.retain(|_, held| held.strong_count() > 0);
+        if let Some(held) = locks.get(destination).and_then(Weak::upgrade) {
+            return held;
+        }
+        let held = Arc::default();
+        locks.insert(destination.to_owned(), Arc::downgrade(&held));
+        held
     }
 
     pub fn subscribe_jobs(&self) -> watch::Receiver<Jobs> {
@@ -80,12 +107,19 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// Swaps. The files of templates that are gone stay where they are.
+    /// Swaps. The files of templates that are gone stay or go as their settings said.
     pub fn commit(self) {
-        let old = self.shared.jobs.send_replace(self.jobs.clone());
+        let old = self.shared.jobs.borrow().clone();
         for job in old.iter().filter(|job| !self.jobs.iter().any(|kept| Arc::ptr_eq(kept, job))) {
             job.is_retired.store(true, Ordering::Release);
+            let file = &job.settings.file;
+            let is_gone = !self.jobs.iter().any(|kept| kept.settings.file.destination == file.destination);
+            if is_gone && file.on_remove == OnRemove::Remove {
+                lock(&self.shared.removals).push(job.clone());
+            }
         }
+        // This wakes the task that looks at both.
+        self.shared.jobs.send_replace(self.jobs);
     }
 }
 
@@ -126,12 +160,18 @@ impl Job {
 
     /// Runs `write`, unless the job was replaced.
     pub fn exclusively<T>(&self, write: impl FnOnce() -> T) -> Option<T> {
-        let _guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = lock(&self.writing);
         (!self.is_retired.load(Ordering::Acquire)).then(write)
     }
 
+    /// Runs `change` though the job was replaced.
+    pub fn while_nobody_writes<T>(&self, change: impl FnOnce() -> T) -> T {
+        let _guard = lock(&self.writing);
+        change()
+    }
+
     pub fn take_template(&self) -> Option<Arc<Template>> {
-        self.template.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.template).take()
     }
 
     pub fn state(&self) -> State {
@@ -169,7 +209,7 @@ impl Job {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -179,4 +219,8 @@ fn is_early(error: &RenderError) -> bool {
         return false;
     };
     matches!(unavailable, NotFetched { reason: None, .. })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
