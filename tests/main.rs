@@ -13,6 +13,7 @@ mod mcp;
 mod memory;
 mod metrics;
 mod operation;
+mod render;
 mod rotation;
 mod serve;
 mod support;

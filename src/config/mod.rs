@@ -262,14 +262,14 @@ pub fn sockets(sources: &Sources) -> Result<Sockets, Problems> {
 }
 
 /// Puts what the render domain found in the templates among the problems.
-pub fn template_problems(config: &Config, found: Vec<(PathBuf, Option<usize>, String)>) -> Problems {
+pub fn template_problems(config: &Config, found: Vec<(PathBuf, Option<(usize, usize)>, String)>) -> Problems {
     let mut problems = Problems::default();
     debug_assert!(config.templates.len() >= found.len(), "at most one mistake a template");
-    for (file, line, message) in found {
-        problems.push(match line {
-            Some(line) => {
+    for (file, place, message) in found {
+        problems.push(match place {
+            Some((line, column)) => {
                 let source = std::sync::Arc::new(tree::SourceFile { path: file, text: String::new() });
-                Problem::new(message, source.at(line, 1))
+                Problem::new(message, source.at(line, column))
             }
             None => Problem::of_file(message, &file),
         });

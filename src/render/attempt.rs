@@ -95,7 +95,7 @@ pub(super) fn prepare(
     match unit {
         Unit::File(settings) => {
             let Some(template) = templates.first() else { return (Reads::default(), Ok(None)) };
-            let (reads, text) = template.render(secrets);
+            let (reads, text) = template.render(secrets, settings.max_size);
             let fresh = text.and_then(|text| file::prepare(&settings.file, &text));
             (reads, fresh.map(|prepared| prepared.map(Fresh::File)))
         }
@@ -113,7 +113,7 @@ fn prepare_group(
     let mut files = Vec::with_capacity(members.len());
     let mut failures = Vec::new();
     for (settings, template) in members.iter().zip(templates) {
-        let (read, text) = template.render(secrets);
+        let (read, text) = template.render(secrets, settings.max_size);
         reads.0.extend(read.0);
         match text {
             Ok(text) => files.push((&settings.file, text)),

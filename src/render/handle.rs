@@ -2,8 +2,10 @@
 //!
 //! Invariants: staging compiles and changes nothing; a file or a group whose settings are the same keeps its worker.
 
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{Mutex as Turn, Notify, OwnedMutexGuard, watch};
 use tokio::time::Instant;
@@ -13,7 +15,7 @@ use crate::ports::SupervisedProcess;
 use super::RenderError;
 use super::attempt::Switched;
 use super::context::Context;
-use super::settings::TemplateSettings;
+use super::settings::{OnRemove, TemplateSettings};
 use super::template::Template;
 use super::unit::Unit;
 
@@ -28,6 +30,10 @@ pub(super) struct Shared {
     jobs: watch::Sender<Jobs>,
     /// Rung after each attempt.
     pub progress: Notify,
+    /// The turns at the places that a job writes.
+    writing: Mutex<HashMap<PathBuf, Weak<Turn<()>>>>,
+    /// Retired jobs whose files are to go; taken by the part's task.
+    removals: Mutex<Vec<Arc<Job>>>,
 }
 
 pub(super) type Jobs = Arc<Vec<Arc<Job>>>;
@@ -65,8 +71,7 @@ impl RenderHandle {
                 }
             }
             if failures.len() == before {
-                let same_place = old.iter().find(|job| job.unit.path() == unit.path());
-                let writing = same_place.map(|job| job.writing.clone()).unwrap_or_default();
+                let writing = self.shared.writing(unit.path());
                 jobs.push(Arc::new(Job::new(unit, compiled, writing)));
             }
         }
@@ -80,7 +85,29 @@ impl RenderHandle {
 
 impl Shared {
     pub fn new(context: Context) -> Self {
-        Self { context, jobs: watch::Sender::default(), progress: Notify::new() }
+        let (writing, removals) = (Mutex::default(), Mutex::default());
+        Self { context, jobs: watch::Sender::default(), progress: Notify::new(), writing, removals }
+    }
+
+    /// Some job writes this file.
+    pub fn wants(&self, destination: &Path) -> bool {
+        self.jobs.borrow().iter().any(|job| job.writes(destination))
+    }
+
+    pub fn take_removals(&self) -> Vec<Arc<Job>> {
+        std::mem::take(&mut *lock(&self.removals))
+    }
+
+    /// One for each destination, also when its job went and came again.
+    fn writing(&self, destination: &Path) -> Arc<Turn<()>> {
+        let mut locks = lock(&self.writing);
+        locks.retain(|_, held| held.strong_count() > 0);
+        if let Some(held) = locks.get(destination).and_then(Weak::upgrade) {
+            return held;
+        }
+        let held = Arc::default();
+        locks.insert(destination.to_owned(), Arc::downgrade(&held));
+        held
     }
 
     pub fn subscribe_jobs(&self) -> watch::Receiver<Jobs> {
@@ -95,12 +122,19 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// Swaps. The files of templates that are gone stay where they are.
+    /// Swaps. The files of templates that are gone stay or go as their settings said.
     pub fn commit(self) {
-        let old = self.shared.jobs.send_replace(self.jobs.clone());
+        let old = self.shared.jobs.borrow().clone();
         for job in old.iter().filter(|job| !self.jobs.iter().any(|kept| Arc::ptr_eq(kept, job))) {
             job.is_retired.store(true, Ordering::Release);
+            let Unit::File(settings) = &job.unit else { continue };
+            let is_gone = !self.jobs.iter().any(|kept| kept.writes(&settings.file.destination));
+            if is_gone && settings.file.on_remove == OnRemove::Remove {
+                lock(&self.shared.removals).push(job.clone());
+            }
         }
+        // This wakes the task that looks at both.
+        self.shared.jobs.send_replace(self.jobs);
     }
 }
 
@@ -145,13 +179,18 @@ impl Job {
         self.writing.clone().lock_owned().await
     }
 
+    /// It keeps the file that readers know under this path.
+    fn writes(&self, destination: &Path) -> bool {
+        self.unit.members().iter().any(|settings| settings.file.destination == destination)
+    }
+
     pub fn is_retired(&self) -> bool {
         self.is_retired.load(Ordering::Acquire)
     }
 
     /// One for each member; `None` where it is to be loaded.
     pub fn take_templates(&self) -> Vec<Option<Arc<Template>>> {
-        let mut templates = std::mem::take(&mut *self.templates.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut templates = std::mem::take(&mut *lock(&self.templates));
         templates.resize(self.unit.members().len(), None);
         templates
     }
@@ -191,7 +230,7 @@ impl Job {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
@@ -201,4 +240,8 @@ fn is_early(error: &RenderError) -> bool {
         return false;
     };
     matches!(unavailable, NotFetched { reason: None, .. })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

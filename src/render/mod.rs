@@ -1,6 +1,7 @@
 //! Rendered files: templates filled with the current secrets, written atomically, and whoever reads them told.
 //!
-//! `template` compiles and renders, `file` replaces, `hook` tells; `attempt` puts the first two together for one template, `worker` repeats
+//! `template` compiles and renders, `file` replaces, `hook` tells, `removal` takes away; `preview` compares and `diff` shows it without a
+//! secret; `attempt` puts the first two together for one template, `worker` repeats
 //! that whenever a secret or a source changes, `crew` runs one worker a template inside the part's task, `handle` is what the rest of
 //! the process holds. Invariants: bytes on disk change only after the audit event was accepted; on any failure the old file stays;
 //! a template that fails costs the others nothing; the hooks of one template never overlap.
@@ -8,11 +9,14 @@
 mod attempt;
 mod context;
 mod crew;
+mod diff;
 mod file;
 mod generation;
 mod handle;
 mod hook;
 mod metrics;
+mod preview;
+mod removal;
 pub mod settings;
 mod status;
 mod tell;
@@ -22,6 +26,7 @@ mod tests;
 mod unit;
 mod worker;
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,6 +43,7 @@ use settings::TemplateSettings;
 
 pub use attempt::{Rendered, render_once};
 pub use handle::{RenderHandle, Staged};
+pub use preview::{Compared, Difference, compare};
 pub use template::SecretProblem;
 
 /// Compiles the templates and makes the part that keeps their files up to date. Writes nothing yet.
@@ -58,27 +64,47 @@ pub fn build(
     Ok((handle, part))
 }
 
-/// What keeps templates from being compiled: file, line where it is known, and message.
-pub fn check(templates: &[TemplateSettings]) -> Vec<(PathBuf, Option<usize>, String)> {
+/// What keeps templates from being compiled: where, and message.
+pub fn check(templates: &[TemplateSettings]) -> Vec<(Place, String)> {
     let faults = templates.iter().filter_map(|settings| template::Template::load(&settings.source).err());
     faults
         .map(|fault| match fault {
-            RenderError::Template { source_file, line, message } => (source_file, (line > 0).then_some(line), message),
-            RenderError::Source { source_file, error } => (source_file, None, format!("cannot be read: {error}")),
-            other => (PathBuf::new(), None, other.to_string()),
+            RenderError::Template { place, message } => (place, message),
+            RenderError::Source { source_file, error } => {
+                (Place { file: source_file, line: None, column: None }, format!("cannot be read: {error}"))
+            }
+            other => (Place { file: PathBuf::new(), line: None, column: None }, other.to_string()),
         })
         .collect()
+}
+
+/// Somewhere in a template, as far as it is known: `FILE:LINE:COLUMN`, counted from 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub file: PathBuf,
+    pub line: Option<usize>,
+    pub column: Option<usize>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        match (self.line, self.column) {
+            (Some(line), Some(column)) => write!(f, ":{line}:{column}"),
+            (Some(line), None) => write!(f, ":{line}"),
+            (None, _) => Ok(()),
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum RenderError {
     #[error("reading the template {}: {error}", .source_file.display())]
     Source { source_file: PathBuf, error: io::Error },
-    /// Line 0: not known.
-    #[error("{}{}: {message}", .source_file.display(), colon_line(*.line))]
-    Template { source_file: PathBuf, line: usize, message: String },
-    #[error("{}{}: {problem}", .source_file.display(), colon_line(.line.unwrap_or(0)))]
-    Secret { source_file: PathBuf, line: Option<usize>, problem: SecretProblem },
+    #[error("{place}: {message}")]
+    Template { place: Place, message: String },
+    #[error("{place}: {problem}")]
+    Secret { place: Place, problem: SecretProblem },
     #[error("{}: the output has more than {limit} bytes", .source_file.display())]
     TooLarge { source_file: PathBuf, limit: usize },
     #[error("{operation} {}: {error}", .destination.display())]
@@ -134,8 +160,4 @@ impl RenderError {
             Self::Interrupted { .. } | Self::Several(_) => "interrupted",
         }
     }
-}
-
-fn colon_line(line: usize) -> String {
-    if line == 0 { String::new() } else { format!(":{line}") }
 }

@@ -102,18 +102,23 @@ pub enum OnRemove {
     Remove,
 }
 
-/// The folders below which files may be written. Empty: any.
+/// The folders below which files may be written, without links in their paths. Empty: any.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct AllowedFolders(pub Arc<[PathBuf]>);
+pub struct AllowedFolders(Arc<[PathBuf]>);
 
 impl AllowedFolders {
+    /// They are what they are now: a link that is put in the place of one later leads nowhere.
+    pub fn new<'a>(folders: impl IntoIterator<Item = &'a Path>) -> Self {
+        Self(folders.into_iter().map(real_path).collect())
+    }
+
     pub fn is_any(&self) -> bool {
         self.0.is_empty()
     }
 
     /// `real` has no links in it.
     pub fn admit(&self, real: &Path) -> bool {
-        self.is_any() || self.0.iter().any(|folder| real.starts_with(real_path(folder)))
+        self.is_any() || self.0.iter().any(|folder| real.starts_with(folder))
     }
 
     /// Whether a file there would be admitted as things stand now. The writer asks again, of the folder that it has opened.
@@ -249,7 +254,7 @@ mod tests {
         std::fs::create_dir(root.join("in")).unwrap();
         std::fs::create_dir(root.join("out")).unwrap();
         std::os::unix::fs::symlink(root.join("out"), root.join("in/link")).unwrap();
-        let allowed = AllowedFolders(Arc::from([root.join("in"), root.join("later")]));
+        let allowed = AllowedFolders::new([&*root.join("in"), &*root.join("later")]);
         assert!(allowed.admit_now(&root.join("in/a")) && allowed.admit_now(&root.join("in/new/deep/a")));
         assert!(allowed.admit_now(&root.join("later/a")));
         assert!(!allowed.admit_now(&root.join("in/link/a")) && !allowed.admit_now(&root.join("in/../out/a")));

@@ -415,7 +415,8 @@ async fn at(time: Option<Instant>) {
 }
 
 const RETIRED: &str = "a reload has replaced it";
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// An edited template takes effect within a second.
+const LOOK_EVERY: Duration = Duration::from_millis(750);
 /// A fetch takes this long when all is well.
 const WAITING_FIRST: Duration = Duration::from_millis(20);
 const RETRY_CAP: Duration = Duration::from_secs(30);

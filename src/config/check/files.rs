@@ -1,8 +1,7 @@
 //! What a template says of the file that is written: owner, label, backup, and where it may lie.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
 use super::{Check, join};
 use crate::config::raw::operation::RawTemplate;
@@ -10,7 +9,7 @@ use crate::config::raw::render::{RawOnRemove, RawRender};
 use crate::render::settings::{AllowedFolders, FileSettings, OnRemove, Owner};
 
 pub fn allowed_folders(raw: &RawRender) -> AllowedFolders {
-    AllowedFolders(raw.allowed_folders.iter().map(|folder| folder.0.clone()).collect::<Arc<[PathBuf]>>())
+    AllowedFolders::new(raw.allowed_folders.iter().map(|folder| folder.0.as_path()))
 }
 
 /// The file of one template, whose place is `path`.

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::sync::Arc;
 
 use super::super::settings::{AllowedFolders, Owner};
 use super::*;
@@ -76,7 +75,7 @@ fn what_a_killed_process_left_behind_is_removed() {
 }
 
 fn allowing(path: &Path, folders: &[&Path]) -> FileSettings {
-    let allowed_folders = AllowedFolders(folders.iter().map(|folder| folder.to_path_buf()).collect::<Arc<[_]>>());
+    let allowed_folders = AllowedFolders::new(folders.iter().copied());
     FileSettings { allowed_folders, ..FileSettings::new(path.to_owned()) }
 }
 
