@@ -306,7 +306,11 @@ impl Worker {
                 () = any_of(&mut changes) => return Due::Changed,
                 () = at(due) => self.tell().await,
                 // What could not be loaded is loaded anew in any case.
-                () = at(self.retry) => return Due::Retry,
+                () = at(self.retry) => {
+                    // An edit may be as old as the last look.
+                    self.a_source_has_changed().await;
+                    return Due::Retry;
+                }
                 _ = look.tick() => {
                     if self.a_source_has_changed().await {
                         return Due::Changed;
