@@ -21,6 +21,21 @@ pub trait SecretReader: Send + Sync {
 
     /// Changes to the number of the newest published version (0: none yet). `None`: no item of that name.
     fn subscribe(&self, item: &str) -> Option<watch::Receiver<u64>>;
+
+    /// Somebody uses versions of `item` from number `since` on, and has not followed to newer ones yet: until the hold is dropped no
+    /// lease of them is given back, except that a lease may end by itself. No value is kept for it.
+    fn hold(&self, _item: &str, _since: u64) -> Hold {
+        Box::new(())
+    }
+}
+
+/// Ends when it is dropped.
+pub type Hold = Box<dyn Send + Sync>;
+
+/// The process that mcpeg runs. Implemented by the process domain, used by hooks.
+pub trait SupervisedProcess: Send + Sync {
+    /// Sends a signal by its number on this system. The reason why not, in words.
+    fn signal(&self, signal: i32) -> Result<(), String>;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -248,3 +248,44 @@ async fn a_token_that_may_only_read_values_follows_them_all_the_same() {
     assert_eq!(sidecar.folder.audit("provider.login").len(), 1);
     assert!(sidecar.folder.audit("secret.failed").is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_is_kept_until_whoever_reads_its_file_has_followed() {
+    let (bao, postgres) = (Bao::start().await, Postgres::start().await);
+    database(&bao, &postgres, "1h", "2h").await;
+    let folder = folder(ROOT, &bao.address(), "", "path: database/creds/app, overlap: 1s");
+    let follow = folder.path("follows").display().to_string();
+    let hook = format!("db.env, on_change: {{ command: [test, -e, {follow}], retries: 1 }} }}");
+    folder.write("mcpeg.yaml", &folder.read("mcpeg.yaml").replace("db.env }", &hook));
+    folder.write("follows", "");
+    let sidecar = Sidecar::start(folder);
+    let (first, password) = another_user(&sidecar, "", Duration::from_secs(5)).await;
+    eventually(Duration::from_secs(5), "it is told", async || {
+        (!sidecar.folder.audit("hook.ran").is_empty()).then_some(())
+    })
+    .await;
+    std::fs::remove_file(sidecar.folder.path("follows")).unwrap();
+    let refresh = async || {
+        eventually(Duration::from_secs(5), "a refresh is allowed", async || {
+            sidecar.folder.mcpeg(&["secrets", "refresh", "db"]).status.success().then_some(())
+        })
+        .await;
+    };
+    refresh().await;
+    another_user(&sidecar, &first, Duration::from_secs(5)).await;
+    // Two tries that fail, and the overlap has passed twice over.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(sidecar.folder.audit("hook.ran").len(), 3);
+    assert!(postgres.lets_in(&first, &password), "who has not followed still uses it");
+    assert!(reasons(&sidecar, "secret.revoked").is_empty());
+    sidecar.folder.write("follows", "");
+    refresh().await;
+    eventually(Duration::from_secs(10), "both old users are gone", async || {
+        (reasons(&sidecar, "secret.revoked") == ["replaced", "replaced"]).then_some(())
+    })
+    .await;
+    assert!(!postgres.lets_in(&first, &password));
+    let (user, password) = user(&sidecar);
+    assert!(postgres.lets_in(&user, &password));
+    sidecar.stop().await;
+}

@@ -17,7 +17,12 @@ pub struct CheckArgs {
 
 pub fn check(sources: &Sources, args: &CheckArgs) -> ExitCode {
     let loaded = config::load(sources).and_then(|config| {
-        let problems = config::template_problems(&config, crate::render::check(&config.templates));
+        let found = crate::render::check(&config.templates).into_iter();
+        let found = found.map(|(place, message)| {
+            let at = place.line.map(|line| (line, place.column.unwrap_or(1)));
+            (place.file, at, message)
+        });
+        let problems = config::template_problems(&config, found.collect());
         if problems.is_empty() { Ok(config) } else { Err(problems) }
     });
     match loaded {

@@ -1,46 +1,63 @@
-//! `mcpeg render --once`: every template rendered, then the end.
+//! `mcpeg render`: every template rendered (`--once`), shown (`--dry-run`) or compared (`--check`), then the end.
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
+use serde_json::{Value, json};
 
-use super::{bad_configuration, block_on, failed, say, take_variables};
+use super::{bad_configuration, block_on, complain, failed, say, take_variables};
 use crate::app;
 use crate::config::{self, Config, Sources};
 use crate::guard::{Guard, SecretRedactor};
 use crate::lifecycle::PartError;
 use crate::ports::{AuditLog, SecretReader};
+use crate::render::{Compared, Rendered};
 use crate::supervisor::Supervisor;
 use crate::{render, secrets, telemetry};
 
 #[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("what").required(true)))]
 pub struct RenderArgs {
-    /// Render and end; without it, `mcpeg run` is what keeps files fresh
-    #[arg(long, required = true)]
+    /// Write the files and end; `mcpeg run` is what keeps them fresh
+    #[arg(long, group = "what")]
     once: bool,
+    /// Write nothing: show what would change as a diff, with each secret's name in place of its value
+    #[arg(long, group = "what")]
+    dry_run: bool,
+    /// Write nothing: say which files differ from what they should be, and fail if any does
+    #[arg(long, group = "what")]
+    check: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn render(sources: Sources, args: &RenderArgs) -> ExitCode {
-    debug_assert!(args.once, "clap requires it");
     let config = match config::load(&sources) {
         Ok(config) => config,
         Err(problems) => return bad_configuration(&problems),
     };
     take_variables(&config);
     block_on(1, async move {
-        match once(config).await {
-            Ok(lines) => {
-                lines.iter().for_each(|line| say(line));
+        match run(config, args).await {
+            Ok(Done::Written(files)) => {
+                say_written(&files, args.json);
                 ExitCode::SUCCESS
             }
+            Ok(Done::Compared(files)) => say_compared(&files, args),
             Err(error) => failed(&format!("rendering failed: {error}")),
         }
     })
 }
 
+enum Done {
+    Written(Vec<Rendered>),
+    Compared(Vec<Compared>),
+}
+
 /// The secrets are fetched once, the templates rendered once, and what is on record is flushed.
-async fn once(config: Config) -> Result<Vec<String>, PartError> {
+async fn run(config: Config, args: &RenderArgs) -> Result<Done, PartError> {
     let guard = Arc::new(Guard::new()?);
     let redactor = Arc::new(SecretRedactor::new(guard.clone(), &config.redaction)?);
     let (telemetry, parts) = telemetry::build(config.telemetry.clone(), redactor)?;
@@ -53,16 +70,70 @@ async fn once(config: Config) -> Result<Vec<String>, PartError> {
     let reader: Arc<dyn SecretReader> = Arc::new(secrets.clone());
     telemetry.attach_secrets(reader.clone());
     let supervisor = Supervisor::start(parts);
-    let rendered = match secrets.fetch_all_once().await {
-        Ok(()) => {
-            render::render_once(&config.templates, reader.as_ref(), audit.as_ref()).await.map_err(PartError::from)
+    let done = match secrets.fetch_all_once().await {
+        Ok(()) if args.once => {
+            let written = render::render_once(&config.templates, reader.as_ref(), audit.as_ref()).await;
+            written.map(Done::Written).map_err(PartError::from)
         }
+        Ok(()) => Ok(Done::Compared(render::compare(&config.templates, reader.as_ref()).await)),
         Err(error) => Err(error.into()),
     };
     supervisor.stop(config.shutdown_timeout).await;
-    let lines = rendered?.into_iter().map(|file| {
+    done
+}
+
+fn say_written(files: &[Rendered], as_json: bool) {
+    if as_json {
+        let files: Vec<Value> = files
+            .iter()
+            .map(|file| json!({ "source": file.source, "destination": file.destination, "changed": file.changed }))
+            .collect();
+        return say(&json!({ "files": files }).to_string());
+    }
+    for file in files {
         let how = if file.changed { "written" } else { "unchanged" };
-        format!("{}: {how}", file.destination.display())
-    });
-    Ok(lines.collect())
+        say(&format!("{}: {how}", file.destination.display()));
+    }
+}
+
+/// Fails when a template does, and with `--check` when a file differs.
+fn say_compared(files: &[Compared], args: &RenderArgs) -> ExitCode {
+    if args.json {
+        say(&json!({ "files": files.iter().map(|file| to_json(file, args)).collect::<Vec<_>>() }).to_string());
+    } else {
+        files.iter().for_each(|file| say_one(file, args));
+    }
+    let is_good = |file: &Compared| match &file.outcome {
+        Ok(difference) => !args.check || difference.differs.is_empty(),
+        Err(_) => false,
+    };
+    if files.iter().all(is_good) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn say_one(file: &Compared, args: &RenderArgs) {
+    let destination = file.destination.display();
+    match &file.outcome {
+        Err(error) => complain(&format!("error: {error}")),
+        Ok(difference) if difference.differs.is_empty() => say(&format!("{destination}: as it should be")),
+        Ok(difference) => {
+            say(&format!("{destination}: {}", difference.differs.join("; ")));
+            if args.dry_run && !difference.diff.is_empty() {
+                say(difference.diff.trim_end_matches('\n'));
+            }
+        }
+    }
+}
+
+fn to_json(file: &Compared, args: &RenderArgs) -> Value {
+    let mut object = json!({ "source": file.source, "destination": file.destination });
+    match &file.outcome {
+        Ok(difference) => {
+            object["differs"] = json!(difference.differs);
+            if args.dry_run {
+                object["diff"] = json!(difference.diff);
+            }
+        }
+        Err(error) => object["error"] = json!(error.to_string()),
+    }
+    object
 }

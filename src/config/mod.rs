@@ -112,7 +112,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     let redaction = check::operation::redaction(raw.security.redaction, &mut check);
     let serve = raw.secrets.serve.take().map(|serve| check::secrets::serve(serve, folder, &items, &mut check));
     let secrets = check::secrets::settings(raw.secrets, &|name| sources.variable(name), &mut check);
-    let templates = check::operation::templates(raw.templates, &mut check);
+    let templates = check::operation::templates(raw.templates, raw.render, &mut check);
     let shutdown_timeout = raw.global.shutdown_timeout.as_ref().map_or(check::seconds(10), |timeout| timeout.0);
     let unix = check::mcp::unix(&mut raw.transports, folder, &mut check);
     let limits = check::mcp::limits(&raw.transports.limits, shutdown_timeout);
@@ -266,15 +266,18 @@ pub fn sockets(sources: &Sources) -> Result<Sockets, Problems> {
     Ok(Sockets { mcp: path("transports", "run/mcpeg.sock"), admin: path("admin", "run/admin.sock") })
 }
 
+/// The file, the line and column in it where there are such, and what is wrong.
+pub type TemplateProblem = (PathBuf, Option<(usize, usize)>, String);
+
 /// Puts what the render domain found in the templates among the problems.
-pub fn template_problems(config: &Config, found: Vec<(PathBuf, Option<usize>, String)>) -> Problems {
+pub fn template_problems(config: &Config, found: Vec<TemplateProblem>) -> Problems {
     let mut problems = Problems::default();
     debug_assert!(config.templates.len() >= found.len(), "at most one mistake a template");
-    for (file, line, message) in found {
-        problems.push(match line {
-            Some(line) => {
+    for (file, place, message) in found {
+        problems.push(match place {
+            Some((line, column)) => {
                 let source = std::sync::Arc::new(tree::SourceFile { path: file, text: String::new() });
-                Problem::new(message, source.at(line, 1))
+                Problem::new(message, source.at(line, column))
             }
             None => Problem::of_file(message, &file),
         });

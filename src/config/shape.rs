@@ -205,6 +205,9 @@ impl<'a> Shape<'a> {
             "duration" if units::parse_duration(text).is_none() => {
                 Some("expected a duration such as `250ms`, `30s`, `5m`, `1h` or `30d`".to_owned())
             }
+            "size" if units::parse_size(text).is_none() => {
+                Some("expected a size such as `512B`, `64KiB` or `1MiB`, at most `64MiB`".to_owned())
+            }
             "mode" if units::parse_mode(text).is_none() => {
                 Some("expected octal permission bits that the owner can read, such as `\"0600\"`".to_owned())
             }

@@ -1,6 +1,7 @@
 //! The configuration as a user meets it: what is accepted, what is refused and in which words.
 
 mod aws;
+mod hooks;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -100,10 +101,53 @@ audit: { path: data/audit.log }
     assert_eq!(format!("{:?}", http.headers[0].1), "[literal]${secret.github.token}");
     assert_eq!(config.mcp.services.len(), 1);
     assert_eq!(config.mcp.unix.as_ref().unwrap().path, folder.path("run/mcpeg.sock"));
-    assert_eq!(config.templates[0].mode, 0o600);
+    assert_eq!(config.templates[0].file.mode, 0o600);
     assert!(config.telemetry.audit.required);
     assert_eq!(config.telemetry.resource["deployment.environment.name"], "production");
     assert_eq!(config.files, [folder.path("mcpeg.yaml"), folder.path("services/github.yaml")]);
+}
+
+#[test]
+fn a_rendered_file_has_owner_label_backup_and_bounds() {
+    let folder = Folder::with(&[
+        (
+            "mcpeg.yaml",
+            r#"version: "1.0"
+templates:
+  - { source: a.j2, destination: run/a, owner: "app:33", selinux_label: "u:r:t:s0", backup: true, on_remove: remove, max_size: 64KiB }
+  - { source: a.j2, destination: run/b }
+render: { allowed_folders: [run] }
+"#,
+        ),
+        ("a.j2", "x"),
+    ]);
+    let config = folder.load().unwrap_or_else(|problems| panic!("{problems}"));
+    let [first, second] = config.templates.as_slice() else { panic!("not two") };
+    assert_eq!((first.max_size, second.max_size), (65_536, 1_048_576));
+    assert_eq!(first.file.owner, crate::render::settings::Owner::parse("app:33"));
+    assert_eq!((first.file.backup, second.file.backup), (true, false));
+    assert_eq!(first.file.selinux_label.as_deref(), Some("u:r:t:s0"));
+    assert!(!first.file.allowed_folders.is_any() && first.file.on_remove != second.file.on_remove);
+    let found = problems_of(
+        r#"version: "1.0"
+templates:
+  - { source: mcpeg.yaml, destination: run/a, owner: "a b", selinux_label: x, max_size: 1MB }
+  - { source: mcpeg.yaml, destination: run/b, backup: true }
+  - { source: mcpeg.yaml, destination: run/b.bak }
+  - { source: mcpeg.yaml, destination: out/c }
+render: { allowed_folders: [run] }
+"#,
+    );
+    assert_eq!(
+        found,
+        [
+            "mcpeg.yaml:3:54: expected `USER`, `USER:GROUP` or `:GROUP`, names or ids",
+            "mcpeg.yaml:3:76: expected a label such as `system_u:object_r:etc_t:s0`",
+            "mcpeg.yaml:3:89: expected a size such as `512B`, `64KiB` or `1MiB`, at most `64MiB`",
+            "mcpeg.yaml:4:55: template 3 writes the file that the backup would be",
+            "mcpeg.yaml:6:40: out/c is outside of `render.allowed_folders`",
+        ]
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The written forms of durations, file modes and signals.
+//! The written forms of durations, sizes, file modes and signals.
 
 use std::time::Duration;
 
@@ -17,6 +17,19 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     };
     let millis = number.checked_mul(millis_each)?;
     (1..=MAX_MILLIS).contains(&millis).then(|| Duration::from_millis(millis))
+}
+
+/// `512B`, `64KiB`, `1MiB`: a whole number above 0 and a unit. At most 64 MiB.
+pub fn parse_size(text: &str) -> Option<usize> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let each = match unit {
+        "B" => 1,
+        "KiB" => 1024,
+        "MiB" => 1024 * 1024,
+        _ => return None,
+    };
+    number.parse::<usize>().ok()?.checked_mul(each).filter(|bytes| (1..=MAX_BYTES).contains(bytes))
 }
 
 /// Three or four octal digits, such as `0600`. The owner must be able to read, and nobody but the owner may write.
@@ -43,6 +56,7 @@ const SIGNALS: [(&str, i32); 9] = [
     ("CONT", libc::SIGCONT),
     ("KILL", libc::SIGKILL),
 ];
+const MAX_BYTES: usize = 64 * 1024 * 1024;
 const MAX_MILLIS: u64 = 10_000 * 86_400_000;
 
 #[cfg(test)]
@@ -55,6 +69,17 @@ mod tests {
         assert_eq!(parse_duration("30d"), Some(Duration::from_secs(30 * 86_400)));
         for wrong in ["", "30", "s", "1.5s", "-1s", "30 s", "30sec", "0s", "99999999999999999999s", "10001d"] {
             assert_eq!(parse_duration(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_a_whole_number_and_a_unit() {
+        assert_eq!(
+            (parse_size("512B"), parse_size("64KiB"), parse_size("2MiB")),
+            (Some(512), Some(65_536), Some(2_097_152))
+        );
+        for wrong in ["", "1", "B", "0B", "1.5MiB", "1MB", "65MiB", "99999999999999999999B"] {
+            assert_eq!(parse_size(wrong), None, "{wrong}");
         }
     }
 

@@ -12,6 +12,7 @@ use tracing::error;
 use crate::lifecycle::{ReadySignal, Shutdown};
 
 use super::handle::{Job, Jobs, Shared};
+use super::removal;
 use super::worker::work;
 
 pub(super) async fn run(shared: Arc<Shared>, ready: ReadySignal, mut shutdown: Shutdown) {
@@ -54,6 +55,9 @@ impl Crew {
             }
             keep
         });
+        for job in self.shared.take_removals() {
+            self.tasks.spawn(removal::run(job, self.shared.clone()));
+        }
         for job in jobs.iter() {
             if !self.running.contains_key(&key(job)) {
                 let task = self.tasks.spawn(work(job.clone(), self.shared.clone()));

@@ -1,17 +1,23 @@
-//! `RenderHandle`, what the rest of the process holds; `Staged`, new templates beside the running ones; `Job`, one template and its state.
+//! `RenderHandle`, what the rest of the process holds; `Staged`, new templates beside the running ones; `Job`, one unit and its state.
 //!
-//! Invariants: staging compiles and changes nothing; a template whose settings are the same keeps its worker.
+//! Invariants: staging compiles and changes nothing; a file or a group whose settings are the same keeps its worker.
 
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex as Turn, Notify, OwnedMutexGuard, watch};
 use tokio::time::Instant;
 
+use crate::ports::SupervisedProcess;
+
 use super::RenderError;
+use super::attempt::Switched;
 use super::context::Context;
-use super::settings::TemplateSettings;
+use super::settings::{OnRemove, TemplateSettings};
 use super::template::Template;
+use super::unit::Unit;
 
 #[derive(Clone)]
 pub struct RenderHandle {
@@ -24,6 +30,10 @@ pub(super) struct Shared {
     jobs: watch::Sender<Jobs>,
     /// Rung after each attempt.
     pub progress: Notify,
+    /// The turns at the places that a job writes.
+    writing: Mutex<HashMap<PathBuf, Weak<Turn<()>>>>,
+    /// Retired jobs whose files are to go; taken by the part's task.
+    removals: Mutex<Vec<Arc<Job>>>,
 }
 
 pub(super) type Jobs = Arc<Vec<Arc<Job>>>;
@@ -37,22 +47,32 @@ impl RenderHandle {
         self.shared.jobs.borrow().clone()
     }
 
+    /// Whom `supervised` hooks signal. The first call decides.
+    pub fn attach_process(&self, process: Arc<dyn SupervisedProcess>) {
+        self.shared.context.attach_process(process);
+    }
+
     /// Compiles what is new; all templates that do not compile are reported together.
     pub fn stage(&self, templates: Vec<TemplateSettings>) -> Result<Staged, RenderError> {
         let old = self.jobs();
         let mut jobs = Vec::with_capacity(templates.len());
         let mut failures = Vec::new();
-        for settings in templates {
-            match old.iter().find(|job| job.settings == settings) {
-                Some(job) => jobs.push(job.clone()),
-                None => match Template::load(&settings.source) {
-                    Ok(template) => {
-                        let before = old.iter().find(|job| job.settings.destination == settings.destination);
-                        let writing = before.map(|job| job.writing.clone()).unwrap_or_default();
-                        jobs.push(Arc::new(Job::new(settings, template, writing)));
-                    }
+        for unit in Unit::of_all(&templates) {
+            if let Some(job) = old.iter().find(|job| job.unit == unit) {
+                jobs.push(job.clone());
+                continue;
+            }
+            let before = failures.len();
+            let mut compiled = Vec::with_capacity(unit.members().len());
+            for settings in unit.members() {
+                match Template::load(&settings.source) {
+                    Ok(template) => compiled.push(Some(Arc::new(template))),
                     Err(error) => failures.push(error),
-                },
+                }
+            }
+            if failures.len() == before {
+                let writing = self.shared.writing(unit.path());
+                jobs.push(Arc::new(Job::new(unit, compiled, writing)));
             }
         }
         match failures.len() {
@@ -65,7 +85,29 @@ impl RenderHandle {
 
 impl Shared {
     pub fn new(context: Context) -> Self {
-        Self { context, jobs: watch::Sender::default(), progress: Notify::new() }
+        let (writing, removals) = (Mutex::default(), Mutex::default());
+        Self { context, jobs: watch::Sender::default(), progress: Notify::new(), writing, removals }
+    }
+
+    /// Some job writes this file.
+    pub fn wants(&self, destination: &Path) -> bool {
+        self.jobs.borrow().iter().any(|job| job.writes(destination))
+    }
+
+    pub fn take_removals(&self) -> Vec<Arc<Job>> {
+        std::mem::take(&mut *lock(&self.removals))
+    }
+
+    /// One for each destination, also when its job went and came again.
+    fn writing(&self, destination: &Path) -> Arc<Turn<()>> {
+        let mut locks = lock(&self.writing);
+        locks.retain(|_, held| held.strong_count() > 0);
+        if let Some(held) = locks.get(destination).and_then(Weak::upgrade) {
+            return held;
+        }
+        let held = Arc::default();
+        locks.insert(destination.to_owned(), Arc::downgrade(&held));
+        held
     }
 
     pub fn subscribe_jobs(&self) -> watch::Receiver<Jobs> {
@@ -80,23 +122,31 @@ pub struct Staged {
 }
 
 impl Staged {
-    /// Swaps. The files of templates that are gone stay where they are.
+    /// Swaps. The files of templates that are gone stay or go as their settings said.
     pub fn commit(self) {
-        let old = self.shared.jobs.send_replace(self.jobs.clone());
+        let old = self.shared.jobs.borrow().clone();
         for job in old.iter().filter(|job| !self.jobs.iter().any(|kept| Arc::ptr_eq(kept, job))) {
             job.is_retired.store(true, Ordering::Release);
+            let Unit::File(settings) = &job.unit else { continue };
+            let is_gone = !self.jobs.iter().any(|kept| kept.writes(&settings.file.destination));
+            if is_gone && settings.file.on_remove == OnRemove::Remove {
+                lock(&self.shared.removals).push(job.clone());
+            }
         }
+        // This wakes the task that looks at both.
+        self.shared.jobs.send_replace(self.jobs);
     }
 }
 
-/// One template and what became of it.
+/// One unit and what became of it.
 pub(super) struct Job {
-    pub settings: TemplateSettings,
-    /// Compiled when staged; taken by the worker.
-    template: Mutex<Option<Arc<Template>>>,
+    pub unit: Unit,
+    /// Compiled when staged, one for each member; taken by the worker.
+    templates: Mutex<Vec<Option<Arc<Template>>>>,
     state: Mutex<State>,
-    /// Held while the file is written; one for each destination, so that an old job and the new one do not write at once.
-    writing: Arc<Mutex<()>>,
+    /// Held from the first byte that is written until it takes effect; one for each place, so that an old job and the new one do not write
+    /// at once.
+    writing: Arc<Turn<()>>,
     /// A reload has replaced it: it must not write any more.
     is_retired: AtomicBool,
 }
@@ -119,19 +169,30 @@ pub(super) struct Failure {
 }
 
 impl Job {
-    fn new(settings: TemplateSettings, template: Template, writing: Arc<Mutex<()>>) -> Self {
-        let (template, state) = (Mutex::new(Some(Arc::new(template))), Mutex::default());
-        Self { settings, template, state, writing, is_retired: AtomicBool::new(false) }
+    fn new(unit: Unit, templates: Vec<Option<Arc<Template>>>, writing: Arc<Turn<()>>) -> Self {
+        let (templates, state) = (Mutex::new(templates), Mutex::default());
+        Self { unit, templates, state, writing, is_retired: AtomicBool::new(false) }
     }
 
-    /// Runs `write`, unless the job was replaced.
-    pub fn exclusively<T>(&self, write: impl FnOnce() -> T) -> Option<T> {
-        let _guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        (!self.is_retired.load(Ordering::Acquire)).then(write)
+    /// Waits until nobody else writes at this place.
+    pub async fn turn(&self) -> OwnedMutexGuard<()> {
+        self.writing.clone().lock_owned().await
     }
 
-    pub fn take_template(&self) -> Option<Arc<Template>> {
-        self.template.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// It keeps the file that readers know under this path.
+    fn writes(&self, destination: &Path) -> bool {
+        self.unit.members().iter().any(|settings| settings.file.destination == destination)
+    }
+
+    pub fn is_retired(&self) -> bool {
+        self.is_retired.load(Ordering::Acquire)
+    }
+
+    /// One for each member; `None` where it is to be loaded.
+    pub fn take_templates(&self) -> Vec<Option<Arc<Template>>> {
+        let mut templates = std::mem::take(&mut *lock(&self.templates));
+        templates.resize(self.unit.members().len(), None);
+        templates
     }
 
     pub fn state(&self) -> State {
@@ -145,7 +206,7 @@ impl Job {
     }
 
     /// True when this is a failure that is to be told: the first, or the first that is more than waiting.
-    pub fn note(&self, outcome: &Result<bool, RenderError>) -> bool {
+    pub fn note(&self, outcome: &Result<Option<Switched>, RenderError>) -> bool {
         let mut state = self.lock();
         let error = match outcome {
             Ok(_) => {
@@ -164,19 +225,21 @@ impl Job {
         is_news
     }
 
-    pub fn note_hook(&self, told: Result<(), String>) {
-        self.lock().hook_problem = told.err();
+    pub fn note_hook(&self, problem: Option<String>) {
+        self.lock().hook_problem = problem;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
 fn is_early(error: &RenderError) -> bool {
     use crate::ports::SecretUnavailable::NotFetched;
-    let RenderError::Secret { problem: super::SecretProblem::Unavailable(unavailable), .. } = error else {
-        return false;
-    };
-    matches!(unavailable, NotFetched { reason: None, .. })
+    let RenderError::Secret { problem, .. } = error else { return false };
+    matches!(**problem, super::SecretProblem::Unavailable(NotFetched { reason: None, .. }))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! The domain's instruments, declared once. A template is named by its destination.
+//! The domain's instruments, declared once. A template is named by its destination, a group by its folder.
 
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ pub(super) struct Metrics {
     attempts: Counter<u64>,
     duration: Histogram<f64>,
     hooks: Counter<u64>,
+    switches: Counter<u64>,
 }
 
 impl Metrics {
@@ -28,7 +29,12 @@ impl Metrics {
             hooks: meter
                 .u64_counter("mcpeg.render.hooks")
                 .with_unit("{hook}")
-                .with_description("Signals and commands that followed a change of a file, by kind and outcome")
+                .with_description("What followed a change of a file or a group, by kind and outcome")
+                .build(),
+            switches: meter
+                .u64_counter("mcpeg.render.switches")
+                .with_unit("{switch}")
+                .with_description("Generations of groups that took effect, or were gone back from")
                 .build(),
         }
     }
@@ -50,6 +56,17 @@ impl Metrics {
                 KeyValue::new("mcpeg.render.destination", destination.to_owned()),
                 KeyValue::new("mcpeg.render.hook", kind),
                 KeyValue::new("mcpeg.render.outcome", if worked { "success" } else { "failure" }),
+            ],
+        );
+    }
+
+    /// `outcome`: `switched`, `rolled_back`.
+    pub fn switched(&self, destination: &str, outcome: &'static str) {
+        self.switches.add(
+            1,
+            &[
+                KeyValue::new("mcpeg.render.destination", destination.to_owned()),
+                KeyValue::new("mcpeg.render.outcome", outcome),
             ],
         );
     }

@@ -1,11 +1,11 @@
-//! The domain in words: one condition for each template, named by its destination.
+//! The domain in words: one condition for each template, named by its destination, and one for each group.
 
 use serde_json::{Value, json};
 
 use crate::ports::{Condition, ConditionState, StatusReport};
 
-use super::context::destination_of;
 use super::handle::{Job, RenderHandle};
+use super::unit::Unit;
 
 impl StatusReport for RenderHandle {
     fn section(&self) -> &'static str {
@@ -18,35 +18,45 @@ impl StatusReport for RenderHandle {
 
     fn detail(&self) -> Value {
         let jobs = self.jobs();
-        Value::Array(jobs.iter().map(|job| detail(job)).collect())
+        Value::Array(jobs.iter().flat_map(|job| details(job)).collect())
     }
 }
 
 fn condition(job: &Job) -> Condition {
     let state = job.state();
+    let what = if job.unit.group().is_some() { "generation" } else { "file" };
     let (level, message) = match (state.failure, state.hook_problem) {
-        (Some(failure), _) if state.current_at.is_none() && !job.settings.destination.exists() => {
-            (ConditionState::Failed, format!("{}; there is no file yet", failure.words))
+        (Some(failure), _) if state.current_at.is_none() && !job.unit.path().exists() => {
+            (ConditionState::Failed, format!("{}; there is no {what} yet", failure.words))
         }
-        (Some(failure), _) => (ConditionState::Degraded, format!("{}; the old file stays", failure.words)),
-        (None, Some(problem)) => (ConditionState::Degraded, format!("the file is up to date, but: {problem}")),
+        (Some(failure), None) => (ConditionState::Degraded, format!("{}; the old {what} stays", failure.words)),
+        (Some(failure), Some(problem)) => {
+            (ConditionState::Degraded, format!("{}; the old {what} stays, and: {problem}", failure.words))
+        }
+        (None, Some(problem)) => (ConditionState::Degraded, format!("the {what} is up to date, but: {problem}")),
         (None, None) if state.current_at.is_none() => (ConditionState::Failed, "not rendered yet".to_owned()),
         (None, None) => (ConditionState::Ok, String::new()),
     };
-    Condition {
-        component: format!("template/{}", destination_of(&job.settings).trim_start_matches('/')),
-        state: level,
-        message,
+    Condition { component: component(&job.unit), state: level, message }
+}
+
+fn component(unit: &Unit) -> String {
+    match unit.group() {
+        Some(group) => format!("group/{}", group.name),
+        None => format!("template/{}", unit.label().trim_start_matches('/')),
     }
 }
 
-fn detail(job: &Job) -> Value {
+fn details(job: &Job) -> impl Iterator<Item = Value> {
     let state = job.state();
-    json!({
-        "source": job.settings.source.display().to_string(),
-        "destination": destination_of(&job.settings),
-        "rendered_seconds_ago": state.current_at.map(|at| at.elapsed().as_secs()),
-        "error": state.failure.map(|failure| failure.words),
-        "hook_error": state.hook_problem,
+    job.unit.members().iter().map(move |settings| {
+        json!({
+            "source": settings.source.display().to_string(),
+            "destination": settings.file.destination.display().to_string(),
+            "group": job.unit.group().map(|group| group.name.as_str()),
+            "rendered_seconds_ago": state.current_at.map(|at| at.elapsed().as_secs()),
+            "error": state.failure.as_ref().map(|failure| failure.words.as_str()),
+            "hook_error": state.hook_problem,
+        })
     })
 }

@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::ports::{Condition, SecretObserver, SecretReader, SecretUnavailable};
+use crate::ports::{Condition, Hold, SecretObserver, SecretReader, SecretUnavailable};
 use crate::secret::SecretVersion;
 
 use super::SecretsError;
@@ -116,6 +116,10 @@ impl SecretReader for SecretsHandle {
 
     fn subscribe(&self, item: &str) -> Option<watch::Receiver<u64>> {
         self.shared.roster().items.get(item).map(|item| item.slot.subscribe())
+    }
+
+    fn hold(&self, item: &str, since: u64) -> Hold {
+        self.shared.context.leases.hold(item, since)
     }
 }
 

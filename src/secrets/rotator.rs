@@ -335,7 +335,8 @@ fn accept(
         }
     }
     item.slot.ends_at(item.owner, ends);
-    context.leases.published(item, held);
+    let version = item.slot.version_and_age().map_or(version, |(version, _)| version);
+    context.leases.published(item, version, held);
     Ok(true)
 }
 

@@ -3,6 +3,9 @@
 //! Each file here serves one domain. A section that this version does not serve is refused by name, never ignored.
 
 pub mod aws;
+pub mod files;
+pub mod groups;
+pub mod hooks;
 pub mod mcp;
 pub mod operation;
 pub mod secrets;

@@ -1,66 +1,47 @@
 //! `templates`, `admin`, `security`, and the sections of later versions.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::{Check, join, seconds};
+use super::{Check, files, groups, hooks, join};
 use crate::admin::settings::{AdminHttpSettings, AdminSettings, AdminUnixSettings};
 use crate::config::LockMemory;
 use crate::config::raw::operation::{
-    RawAdmin, RawAdminHttp, RawAdminUnix, RawLeakGuard, RawLockMemory, RawOnChange, RawPattern, RawRedaction,
-    RawRuntimeKind, RawSecurity, RawStorage, RawTemplate,
+    RawAdmin, RawAdminHttp, RawAdminUnix, RawLeakGuard, RawLockMemory, RawPattern, RawRedaction, RawRuntimeKind,
+    RawSecurity, RawStorage, RawTemplate,
 };
-use crate::config::units::parse_signal;
+use crate::config::raw::render::RawRender;
 use crate::guard::patterns::Custom;
 use crate::guard::{self, GuardError};
 use crate::mcp::settings::LeakAction;
-use crate::render::settings::{CommandHook, OnChange, SignalHook, TemplateSettings};
+use crate::render::settings::{MAX_SIZE, TemplateSettings};
 
-pub fn templates(raw: Vec<RawTemplate>, check: &mut Check<'_>) -> Vec<TemplateSettings> {
-    let mut seen: BTreeMap<PathBuf, usize> = BTreeMap::new();
+pub fn templates(raw: Vec<RawTemplate>, render: RawRender, check: &mut Check<'_>) -> Vec<TemplateSettings> {
+    let allowed = files::allowed_folders(&render);
+    let names: Vec<Option<String>> = raw.iter().map(|raw| raw.group.clone()).collect();
     let mut settings = Vec::new();
     for (index, raw) in raw.into_iter().enumerate() {
         let number = index.to_string();
         let path = ["templates", number.as_str()];
-        let (source, destination) = (raw.source.0, raw.destination.0);
+        let file = files::file(&raw, &allowed, &path, check);
+        let source = raw.source.0;
         check.readable(&join(&path, &["source"]), &source);
-        if source == destination {
+        if source == file.destination {
             check.problem(&join(&path, &["destination"]), "the destination is the template itself");
         }
-        if let Some(first) = seen.insert(destination.clone(), index) {
-            let message = format!("template {} already writes this file", first + 1);
-            check.problem(&join(&path, &["destination"]), message);
-        }
-        let on_change = raw.on_change.map(|raw| on_change(raw, &join(&path, &["on_change"]), check));
-        settings.push(TemplateSettings { source, destination, mode: raw.mode.map_or(0o600, |mode| mode.0), on_change });
+        let on_change = raw.on_change.map(|raw| hooks::on_change(raw, &join(&path, &["on_change"]), check));
+        settings.push(TemplateSettings {
+            source,
+            max_size: raw.max_size.map_or(MAX_SIZE, |size| size.0),
+            file,
+            on_change,
+            validate: hooks::validation(raw.validate, raw.timeout, &path, check),
+            group: None,
+        });
     }
+    files::differ(&settings.iter().map(|settings| &settings.file).collect::<Vec<_>>(), check);
+    groups::assign(&mut settings, &names, render.groups, check);
     settings
-}
-
-fn on_change(raw: RawOnChange, path: &[&str], check: &mut Check<'_>) -> OnChange {
-    let signal = match (raw.signal, raw.pid_file) {
-        (Some(signal), Some(pid_file)) => {
-            parse_signal(&signal.0).map(|number| SignalHook { signal: number, name: signal.0, pid_file: pid_file.0 })
-        }
-        (Some(_), None) => {
-            check.problem(&join(path, &["signal"]), "`pid_file` is missing: whom to signal");
-            None
-        }
-        (None, Some(_)) => {
-            check.problem(&join(path, &["pid_file"]), "`signal` is missing: what to send");
-            None
-        }
-        (None, None) => None,
-    };
-    if raw.timeout.is_some() && raw.command.is_none() {
-        check.problem(&join(path, &["timeout"]), "the timeout is the command's, and there is no `command`");
-    }
-    if signal.is_none() && raw.command.is_none() {
-        check.problem(path, "`signal` or `command` is missing");
-    }
-    let timeout = raw.timeout.map_or(seconds(10), |timeout| timeout.0);
-    OnChange { signal, command: raw.command.map(|argv| CommandHook { argv, timeout }) }
 }
 
 pub fn admin(raw: RawAdmin, folder: &Path, check: &mut Check<'_>) -> AdminSettings {

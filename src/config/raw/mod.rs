@@ -5,8 +5,10 @@
 
 #![allow(dead_code)]
 
+pub mod hooks;
 pub mod mcp;
 pub mod operation;
+pub mod render;
 pub mod scalar;
 pub mod secrets;
 pub mod telemetry;
@@ -39,6 +41,9 @@ pub struct RawConfig {
     /// Files that are rendered from secrets.
     #[serde(default)]
     pub templates: Vec<operation::RawTemplate>,
+    /// What holds for all rendered files.
+    #[serde(default)]
+    pub render: render::RawRender,
     /// A program that mcpeg supervises.
     pub process: Option<operation::RawProcess>,
     #[serde(default)]

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::scalar::{RawDuration, RawMode, RawPath, RawSecretText, RawSignal};
+use super::hooks::RawOnChange;
+use super::scalar::{RawDuration, RawMode, RawPath, RawSecretText, RawSize};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -16,21 +17,26 @@ pub struct RawTemplate {
     pub destination: RawPath,
     /// Default: `"0600"`.
     pub mode: Option<RawMode>,
+    /// `USER`, `USER:GROUP` or `:GROUP`, names or ids. Default: mcpeg's own.
+    pub owner: Option<String>,
+    /// The SELinux label: `system_u:object_r:httpd_config_t:s0`. Default: what the system gives.
+    pub selinux_label: Option<String>,
+    /// Keeps the file that is replaced as `NAME.bak`, with the same mode and owner.
+    #[serde(default)]
+    pub backup: bool,
+    /// What becomes of the file when a reload takes the template away. Default: `keep`.
+    pub on_remove: Option<super::render::RawOnRemove>,
+    /// The most that the template may render to. Default: `1MiB`.
+    pub max_size: Option<RawSize>,
     /// What follows a change of the file's bytes.
     pub on_change: Option<RawOnChange>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RawOnChange {
-    /// Needs `pid_file`.
-    pub signal: Option<RawSignal>,
-    pub pid_file: Option<RawPath>,
-    /// Program and arguments; no shell.
+    /// A command that has to succeed before new bytes take effect. `{file}` stands for the file that holds them.
     #[schemars(length(min = 1))]
-    pub command: Option<Vec<String>>,
-    /// For the command. Default: `10s`.
+    pub validate: Option<Vec<String>>,
+    /// For `validate`. Default: `10s`.
     pub timeout: Option<RawDuration>,
+    /// One of `render.groups`: files that change together.
+    pub group: Option<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -49,6 +49,10 @@ scalar!(
     RawDuration(Duration), "duration", {"type": "string", "format": "duration", "pattern": "^[0-9]+(ms|s|m|h|d)$"}, units::parse_duration
 );
 scalar!(
+    /// `512B`, `64KiB`, `1MiB`.
+    RawSize(usize), "size", {"type": "string", "format": "size", "pattern": "^[0-9]+(B|KiB|MiB)$"}, units::parse_size
+);
+scalar!(
     /// Octal permission bits in quotes: `"0600"`.
     RawMode(u32), "mode", {"type": "string", "format": "mode", "pattern": "^0?[0-7]{3}$"}, units::parse_mode
 );

@@ -1,5 +1,7 @@
 //! A command: argv, no shell, in its own process group, with a bare environment and a deadline.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -8,23 +10,31 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use super::super::settings::CommandHook;
-use super::super::template::Reads;
-use super::HookError;
-use super::output::Captured;
+use crate::memory::with_wiped_stack;
+use crate::secret::Secret;
 
-pub(super) async fn run(hook: &CommandHook, reads: &Reads) -> Result<(), HookError> {
-    let program = hook.argv.first().cloned().unwrap_or_default();
-    let mut child = start(hook).map_err(|error| HookError::Start { program: program.clone(), error })?;
+use super::HookError;
+use super::output::{Captured, Seen};
+
+/// Runs a program with its arguments to its end. `env` is added to the few variables that it gets in any case.
+pub(super) async fn run(
+    argv: &[String],
+    env: Vec<(&str, Secret)>,
+    limit: Duration,
+    seen: &Seen,
+) -> Result<(), HookError> {
+    let program = argv.first().cloned().unwrap_or_default();
+    let started = with_wiped_stack(|| start(argv, env));
+    let mut child = started.map_err(|error| HookError::Start { program: program.clone(), error })?;
     let mut group = Group::of(&child);
     let mut captured = Captured::default();
-    match timeout(hook.timeout, finish(&mut child, &mut captured)).await {
+    match timeout(limit, finish(&mut child, &mut captured)).await {
         Ok(Ok(status)) => {
             group.let_go();
             if status.success() {
                 return Ok(());
             }
-            Err(HookError::Failed { program, status, output: captured.without_secrets(reads) })
+            Err(HookError::Failed { program, status, output: captured.without_secrets(seen) })
         }
         Ok(Err(error)) => Err(HookError::Wait { program, error }),
         Err(_) => {
@@ -35,18 +45,19 @@ pub(super) async fn run(hook: &CommandHook, reads: &Reads) -> Result<(), HookErr
                 let _ = timeout(GRACE, child.wait()).await;
             }
             // Whatever else is in the group is killed when `group` is dropped.
-            Err(HookError::TimedOut { program, timeout: hook.timeout, output: captured.without_secrets(reads) })
+            Err(HookError::TimedOut { program, timeout: limit, output: captured.without_secrets(seen) })
         }
     }
 }
 
-fn start(hook: &CommandHook) -> std::io::Result<Child> {
-    let (program, arguments) = hook.argv.split_first().ok_or_else(|| std::io::Error::other("the command is empty"))?;
+fn start(argv: &[String], env: Vec<(&str, Secret)>) -> std::io::Result<Child> {
+    let (program, arguments) = argv.split_first().ok_or_else(|| std::io::Error::other("the command is empty"))?;
     let inherited = INHERITED.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)));
     Command::new(program)
         .args(arguments)
         .env_clear()
         .envs(inherited)
+        .envs(env.iter().map(|(name, value)| (name, OsStr::from_bytes(value.expose()))))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -134,29 +145,29 @@ mod tests {
 
     use super::*;
 
-    fn shell(script: &str, timeout: Duration) -> CommandHook {
-        CommandHook { argv: vec!["sh".into(), "-c".into(), script.into()], timeout }
+    async fn shell(script: &str, limit: Duration) -> Result<(), HookError> {
+        run(&["sh".into(), "-c".into(), script.into()], Vec::new(), limit, &Seen::default()).await
     }
 
     #[tokio::test]
     async fn a_command_runs_with_a_bare_environment() {
         // Cargo sets this variable for tests.
-        run(&shell("test -z \"$CARGO_PKG_NAME\" && test -n \"$PATH\"", Duration::from_secs(10)), &Reads::default())
-            .await
-            .unwrap();
+        shell("test -z \"$CARGO_PKG_NAME\" && test -n \"$PATH\"", Duration::from_secs(10)).await.unwrap();
+        let env = vec![("TOKEN", Secret::copy_from(b"a secret"))];
+        let argv = ["sh".into(), "-c".into(), "test \"$TOKEN\" = 'a secret'".into()];
+        run(&argv, env, Duration::from_secs(10), &Seen::default()).await.unwrap();
     }
 
     #[tokio::test]
     async fn a_failure_tells_status_and_output() {
-        let hook = shell("echo to stdout; echo to stderr >&2; exit 3", Duration::from_secs(10));
-        let error = run(&hook, &Reads::default()).await.unwrap_err();
+        let script = "echo to stdout; echo to stderr >&2; exit 3";
+        let error = shell(script, Duration::from_secs(10)).await.unwrap_err();
         assert_eq!(error.to_string(), "sh ended with exit status: 3");
         let output = error.output().unwrap();
         assert!(output.contains("to stdout") && output.contains("to stderr"), "{output}");
-        let missing = CommandHook { argv: vec!["/no/such/program".into()], timeout: Duration::from_secs(1) };
-        assert!(
-            run(&missing, &Reads::default()).await.unwrap_err().to_string().starts_with("starting /no/such/program: ")
-        );
+        let missing = ["/no/such/program".to_owned()];
+        let error = run(&missing, Vec::new(), Duration::from_secs(1), &Seen::default()).await.unwrap_err();
+        assert!(error.to_string().starts_with("starting /no/such/program: "));
     }
 
     #[tokio::test]
@@ -164,7 +175,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let pid_file = folder.path().join("pid");
         let script = format!("trap '' TERM; sleep 300 & echo $! > {}; wait; wait", pid_file.display());
-        let error = run(&shell(&script, Duration::from_millis(300)), &Reads::default()).await.unwrap_err();
+        let error = shell(&script, Duration::from_millis(300)).await.unwrap_err();
         assert!(matches!(error, HookError::TimedOut { .. }), "{error}");
         let grandchild: i32 = std::fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
         let gone = Instant::now();
@@ -177,7 +188,7 @@ mod tests {
     #[tokio::test]
     async fn a_background_process_that_holds_the_pipe_is_not_waited_for() {
         let started = Instant::now();
-        run(&shell("sleep 5 & exit 0", Duration::from_secs(4)), &Reads::default()).await.unwrap();
+        shell("sleep 5 & exit 0", Duration::from_secs(4)).await.unwrap();
         assert!(started.elapsed() < Duration::from_secs(3));
     }
 

@@ -1,81 +1,142 @@
-//! What follows a change of a file: a signal to the process named in a pid file, then a command.
+//! What follows a change: a signal, a command, an HTTP request, a unit of systemd that reloads; in this order where several are configured.
 //!
-//! Invariants: both are bounded in time; a command gets no shell, a bare environment, and its own process group, which is killed when
-//! time is up or the part stops; what it prints is shown only when it fails, with every secret of the rendering taken out.
+//! `run` runs those that are due, once; when to run and when to try again is the worker's affair. Invariants: each is bounded in time;
+//! of one target (a pid file, a name, a command, a URL, a unit) never two run at once, whoever asks; a command gets no shell, a bare
+//! environment, and its own process group, which is killed when time is up or the part stops; what a program prints or a server
+//! answers is shown only when it fails, with every secret of the rendering and of the hook taken out.
 
 mod command;
+mod error;
+mod http;
 mod output;
+mod process;
 mod signal;
+mod systemd;
+mod targets;
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+
+use crate::ports::{SecretReader, SecretUnavailable};
+use crate::secret::{ResolveError, Secret, SecretText};
 
 use super::context::Context;
-use super::settings::TemplateSettings;
+use super::settings::{OnChange, Validation, Whom};
 use super::template::Reads;
+use super::unit::Unit;
 
-/// Runs what is configured, the signal first, and puts it on record. Gives what went wrong, in words.
-pub(super) async fn run(context: &Context, settings: &TemplateSettings, reads: &Reads) -> Result<(), String> {
-    let Some(on_change) = &settings.on_change else { return Ok(()) };
-    let mut problems = Vec::new();
-    if let Some(hook) = &on_change.signal {
-        let result = signal::send(hook).await;
-        context.hook_ran(settings, HookKind::Signal, &result);
-        problems.extend(result.err().map(|error| error.to_string()));
-    }
-    if let Some(hook) = &on_change.command {
-        let result = command::run(hook, reads).await;
-        context.hook_ran(settings, HookKind::Command, &result);
-        problems.extend(result.err().map(|error| error.to_string()));
-    }
-    if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
+pub(super) use error::HookError;
+use output::Seen;
+pub(super) use targets::Targets;
+
+/// What is left to do after a run.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    pub kinds: Vec<HookKind>,
+    /// What went wrong, in words; empty when nothing is left.
+    pub problem: String,
 }
 
-#[derive(Debug, Clone, Copy)]
+/// Runs these kinds, one after the other, and puts each on record. `reads`: where it is known what the files were rendered from.
+/// `attempt` counts from 1.
+pub(super) async fn run(
+    context: &Context,
+    unit: &Unit,
+    on_change: &OnChange,
+    kinds: &[HookKind],
+    reads: Option<&Reads>,
+    attempt: u32,
+) -> Left {
+    let (mut failed, mut problems) = (Vec::new(), Vec::new());
+    for kind in kinds {
+        let Some(target) = kind.target(on_change) else { continue };
+        let _turn = context.targets.turn(target).await;
+        let result = kind.run(on_change, context, reads).await;
+        context.hook_ran(unit, *kind, attempt, &result);
+        if let Err(error) = result {
+            failed.push(*kind);
+            problems.push(error.to_string());
+        }
+    }
+    Left { kinds: failed, problem: problems.join("; ") }
+}
+
+/// Runs a command that judges new bytes.
+pub(super) async fn validate(validation: &Validation, argv: Vec<String>, reads: &Reads) -> Result<(), HookError> {
+    command::run(&argv, Vec::new(), validation.timeout, &Seen::of(reads)).await
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum HookKind {
     Signal,
     Command,
+    Http,
+    Systemd,
 }
 
 impl HookKind {
+    /// Those that are configured, in their order.
+    pub fn of(on_change: &OnChange) -> Vec<Self> {
+        let all = [Self::Signal, Self::Command, Self::Http, Self::Systemd];
+        all.into_iter().filter(|kind| kind.target(on_change).is_some()).collect()
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Signal => "signal",
             Self::Command => "command",
+            Self::Http => "http",
+            Self::Systemd => "systemd",
         }
     }
-}
 
-#[derive(Debug, thiserror::Error)]
-pub(super) enum HookError {
-    #[error("{signal} not sent: cannot read the pid file {}: {error}", .pid_file.display())]
-    PidFile { signal: String, pid_file: PathBuf, error: std::io::Error },
-    #[error("{signal} not sent: {} does not hold the id of a process (a number above 1)", .pid_file.display())]
-    NotAPid { signal: String, pid_file: PathBuf },
-    #[error("{signal} not sent: there is no process {pid}, which {} names", .pid_file.display())]
-    NoSuchProcess { signal: String, pid: i32, pid_file: PathBuf },
-    #[error("{signal} not sent: not permitted to signal process {pid}, which {} names", .pid_file.display())]
-    NotPermitted { signal: String, pid: i32, pid_file: PathBuf },
-    #[error("{signal} not sent to process {pid}: {error}")]
-    Kill { signal: String, pid: i32, error: std::io::Error },
-    #[error("starting {program}: {error}")]
-    Start { program: String, error: std::io::Error },
-    #[error("waiting for {program}: {error}")]
-    Wait { program: String, error: std::io::Error },
-    #[error("{program} ended with {status}")]
-    Failed { program: String, status: std::process::ExitStatus, output: String },
-    #[error("{program} did not end within {} s and was killed", .timeout.as_secs_f32())]
-    TimedOut { program: String, timeout: Duration, output: String },
-}
-
-impl HookError {
-    /// What the command printed, fit to be logged.
-    pub fn output(&self) -> Option<&str> {
+    /// What must not be told twice at once.
+    fn target(self, on_change: &OnChange) -> Option<String> {
         match self {
-            Self::Failed { output, .. } | Self::TimedOut { output, .. } => {
-                Some(output).filter(|text| !text.is_empty()).map(String::as_str)
-            }
-            _ => None,
+            Self::Signal => on_change.signal.as_ref().map(|hook| match &hook.whom {
+                Whom::PidFile(path) => format!("pid file {}", path.display()),
+                Whom::Named(name) => format!("process {name}"),
+                Whom::Supervised => "supervised".to_owned(),
+            }),
+            Self::Command => on_change.command.as_ref().map(|hook| format!("command {}", hook.argv.join("\0"))),
+            Self::Http => on_change.http.as_ref().map(|hook| format!("url {} {:?}", hook.url, hook.socket)),
+            Self::Systemd => on_change.systemd.as_ref().map(|hook| format!("unit {}", hook.unit)),
         }
     }
+
+    async fn run(self, on_change: &OnChange, context: &Context, reads: Option<&Reads>) -> Result<(), HookError> {
+        let mut seen = reads.map_or_else(Seen::unknown, Seen::of);
+        if let (Self::Signal, Some(hook)) = (self, &on_change.signal) {
+            return signal::send(hook, context.supervised()).await;
+        }
+        if let (Self::Command, Some(hook)) = (self, &on_change.command) {
+            let mut env = Vec::with_capacity(hook.env.len());
+            for (name, text) in &hook.env {
+                let value = resolve(text, || format!("variable {name}"), &*context.secrets, &mut seen)?;
+                env.push((name.as_str(), value));
+            }
+            return command::run(&hook.argv, env, hook.timeout, &seen).await;
+        }
+        if let (Self::Http, Some(hook)) = (self, &on_change.http) {
+            return http::send(hook, &*context.secrets, seen).await;
+        }
+        match &on_change.systemd {
+            Some(hook) => systemd::run(hook, &seen).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// The current text; the versions that were read for it are added to `seen`.
+fn resolve(
+    text: &SecretText,
+    place: impl FnOnce() -> String,
+    secrets: &dyn SecretReader,
+    seen: &mut Seen,
+) -> Result<Secret, HookError> {
+    let found: Result<Secret, ResolveError<SecretUnavailable>> = text.resolve(|reference| {
+        let version = secrets.current(&reference.item)?;
+        seen.add(Arc::downgrade(&version));
+        Ok(version)
+    });
+    found.map_err(|error| HookError::Secret { place: place(), reason: error.to_string() })
 }

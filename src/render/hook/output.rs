@@ -1,8 +1,33 @@
 //! What a command printed, made fit to be logged: bounded, and with every secret of the rendering taken out.
 
+use std::sync::Weak;
+
 use crate::secret::SecretVersion;
 
 use super::super::template::{ItemRead, Reads};
+
+/// The versions whose values a hook may have come to see. It keeps none of them alive.
+#[derive(Default)]
+pub(super) struct Seen(Vec<Weak<SecretVersion>>);
+
+impl Seen {
+    pub fn of(reads: &Reads) -> Self {
+        let held = reads.0.values().filter_map(|read| match read {
+            ItemRead::Version { held, .. } => Some(held.clone()),
+            ItemRead::NotFetched | ItemRead::Refused => None,
+        });
+        Self(held.collect())
+    }
+
+    /// Values that are not known any more: nothing is shown.
+    pub fn unknown() -> Self {
+        Self(vec![Weak::new()])
+    }
+
+    pub fn add(&mut self, version: Weak<SecretVersion>) {
+        self.0.push(version);
+    }
+}
 
 /// Keeps the first bytes and counts the rest.
 #[derive(Default)]
@@ -19,10 +44,9 @@ impl Captured {
     }
 
     /// The text without the values of what was read. If a version is gone by now it cannot be looked for, so nothing is shown.
-    pub fn without_secrets(self, reads: &Reads) -> String {
+    pub fn without_secrets(self, seen: &Seen) -> String {
         let mut text = self.bytes;
-        for read in reads.0.values() {
-            let ItemRead::Version { held, .. } = read else { continue };
+        for held in &seen.0 {
             let Some(version) = held.upgrade() else {
                 return "[output withheld: a secret was replaced while the command ran]".to_owned();
             };
@@ -96,11 +120,11 @@ mod tests {
         let reads = reads(&held);
         let mut captured = Captured::default();
         captured.push(b"login with hunter2 failed\n");
-        assert_eq!(captured.without_secrets(&reads), "login with [REDACTED] failed");
+        assert_eq!(captured.without_secrets(&Seen::of(&reads)), "login with [REDACTED] failed");
         drop(held);
         let mut captured = Captured::default();
         captured.push(b"login with hunter2 failed\n");
-        assert!(captured.without_secrets(&reads).starts_with("[output withheld"));
+        assert!(captured.without_secrets(&Seen::of(&reads)).starts_with("[output withheld"));
     }
 
     proptest! {
@@ -112,7 +136,7 @@ mod tests {
             captured.push(secret.as_bytes());
             captured.push(b" and more");
             captured.push(&b"_".repeat(LARGEST));
-            let shown = captured.without_secrets(&reads(&held));
+            let shown = captured.without_secrets(&Seen::of(&reads(&held)));
             prop_assert!(!shown.contains(&secret));
             let tail = shown.trim_end_matches(" [cut]");
             prop_assert!(!tail.ends_with(&secret[..1]) || tail.contains("[REDACTED]"), "{tail}");

@@ -1,4 +1,4 @@
-//! A signal to the process whose id stands in a file.
+//! A signal: to the process whose id stands in a file, to all of a name, or to the one that mcpeg runs.
 
 use std::io;
 use std::path::Path;
@@ -7,12 +7,45 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncReadExt;
 
-use super::super::settings::SignalHook;
-use super::HookError;
+use crate::ports::SupervisedProcess;
 
-pub(super) async fn send(hook: &SignalHook) -> Result<(), HookError> {
-    let (signal, pid_file) = (hook.name.clone(), hook.pid_file.clone());
-    let text = match read_short(&hook.pid_file).await {
+use super::super::settings::{SignalHook, Whom};
+use super::HookError;
+use super::process::{Sent, signal_named};
+
+pub(super) async fn send(hook: &SignalHook, supervised: Option<&dyn SupervisedProcess>) -> Result<(), HookError> {
+    match &hook.whom {
+        Whom::PidFile(pid_file) => to_pid_in(pid_file, hook).await,
+        Whom::Named(name) => to_all_named(name, hook).await,
+        Whom::Supervised => {
+            let sent = match supervised {
+                Some(process) => process.signal(hook.signal),
+                None => Err("there is none".to_owned()),
+            };
+            sent.map_err(|reason| HookError::Supervised { signal: hook.name.clone(), reason })
+        }
+    }
+}
+
+/// On a thread that may block: it reads all of /proc.
+async fn to_all_named(name: &str, hook: &SignalHook) -> Result<(), HookError> {
+    let (signal, name) = (hook.name.clone(), name.to_owned());
+    let number = hook.signal;
+    let look = {
+        let name = name.clone();
+        move || signal_named(&name, Signal::from_named_raw(number).ok_or(Errno::INVAL)?)
+    };
+    match tokio::task::spawn_blocking(look).await.unwrap_or_else(|error| Err(io::Error::other(error))) {
+        Ok(Sent { signalled: 0, not_permitted: 0 }) => Err(HookError::NobodyNamed { signal, name }),
+        Ok(Sent { signalled: 0, not_permitted: count }) => Err(HookError::NobodyPermitted { signal, name, count }),
+        Ok(_) => Ok(()),
+        Err(error) => Err(HookError::List { signal, error }),
+    }
+}
+
+async fn to_pid_in(pid_file: &Path, hook: &SignalHook) -> Result<(), HookError> {
+    let (signal, pid_file) = (hook.name.clone(), pid_file.to_owned());
+    let text = match read_short(&pid_file).await {
         Ok(text) => text,
         Err(error) => return Err(HookError::PidFile { signal, pid_file, error }),
     };
@@ -52,7 +85,8 @@ mod tests {
     fn hook(pid: &str) -> (tempfile::NamedTempFile, SignalHook) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), pid).unwrap();
-        let hook = SignalHook { signal: libc::SIGTERM, name: "SIGTERM".into(), pid_file: file.path().to_owned() };
+        let hook =
+            SignalHook { signal: libc::SIGTERM, name: "SIGTERM".into(), whom: Whom::PidFile(file.path().to_owned()) };
         (file, hook)
     }
 
@@ -60,20 +94,20 @@ mod tests {
     async fn a_process_is_signalled() {
         let mut child = tokio::process::Command::new("sleep").arg("60").kill_on_drop(true).spawn().unwrap();
         let (_file, hook) = hook(&format!("{}\n", child.id().unwrap()));
-        send(&hook).await.unwrap();
+        send(&hook, None).await.unwrap();
         assert!(!child.wait().await.unwrap().success());
-        assert!(matches!(send(&hook).await, Err(HookError::NoSuchProcess { .. })));
+        assert!(matches!(send(&hook, None).await, Err(HookError::NoSuchProcess { .. })));
     }
 
     #[tokio::test]
     async fn dangerous_and_unreadable_pids_are_refused() {
         for text in ["0", "1", "-1", "-4711", "", "abc", "99999999999"] {
             let (_file, hook) = hook(text);
-            assert!(matches!(send(&hook).await, Err(HookError::NotAPid { .. })), "{text:?}");
+            assert!(matches!(send(&hook, None).await, Err(HookError::NotAPid { .. })), "{text:?}");
         }
         let (file, hook) = hook("7");
         drop(file);
-        let error = send(&hook).await.unwrap_err().to_string();
+        let error = send(&hook, None).await.unwrap_err().to_string();
         assert!(error.starts_with("SIGTERM not sent: cannot read the pid file "), "{error}");
     }
 }

@@ -3,6 +3,7 @@
 //! `Book` holds the versions of one rendering. MiniJinja's objects cannot fail while they print, and a template could swallow an error
 //! that they return, so what goes wrong is noted in the book and decides over the rendering afterwards.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -13,8 +14,14 @@ use minijinja::{Error, ErrorKind};
 use crate::ports::SecretUnavailable;
 use crate::secret::SecretVersion;
 
+use super::mask;
+
 #[derive(Debug)]
-pub(super) struct Book(Mutex<Pages>);
+pub(super) struct Book {
+    pages: Mutex<Pages>,
+    /// The rendering is shown: in place of each secret stands its name.
+    is_masked: bool,
+}
 
 #[derive(Default)]
 struct Pages {
@@ -32,10 +39,10 @@ impl fmt::Debug for Pages {
 }
 
 /// What a rendering read, by item. Holds no value.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(in super::super) struct Reads(pub BTreeMap<String, ItemRead>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(in super::super) enum ItemRead {
     Version {
         version: u64,
@@ -88,6 +95,8 @@ pub enum SecretProblem {
     NotOneField { item: String, has: Vec<String> },
     #[error("secret {item}, field {field:?}, is not text; use the base64 filter")]
     NotText { item: String, field: String },
+    #[error("{problem}")]
+    NoBundle { problem: String },
 }
 
 fn list(names: &[String]) -> String {
@@ -95,8 +104,8 @@ fn list(names: &[String]) -> String {
 }
 
 impl Book {
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self(Mutex::default()))
+    pub fn new(is_masked: bool) -> Arc<Self> {
+        Arc::new(Self { pages: Mutex::default(), is_masked })
     }
 
     pub fn as_value(self: &Arc<Self>) -> Value {
@@ -131,11 +140,25 @@ impl Book {
         values.any(|value| value.expose_str().is_some_and(|value| !value.is_empty() && text.contains(value)))
     }
 
+    /// One of the values that were read stands in `bytes`, or they are a long part of one.
+    pub fn knows(&self, bytes: &[u8]) -> bool {
+        let pages = self.pages();
+        let mut values = pages.items.values().flatten().flat_map(|version| version.fields.values());
+        values.any(|value| {
+            let (value, is_in) = (value.expose(), memchr::memmem::find);
+            !value.is_empty() && (is_in(bytes, value).is_some() || bytes.len() >= 8 && is_in(value, bytes).is_some())
+        })
+    }
+
     /// Gives an error value, so that most templates stop here and tell the line.
     fn fail(&self, problem: SecretProblem) -> Value {
+        Value::from(self.note(problem))
+    }
+
+    fn note(&self, problem: SecretProblem) -> Error {
         let error = Error::new(ErrorKind::UndefinedError, problem.to_string());
         self.pages().problem.get_or_insert(problem);
-        Value::from(error)
+        error
     }
 
     fn item(self: &Arc<Self>, name: &str) -> Value {
@@ -151,7 +174,7 @@ impl Book {
     }
 
     fn pages(&self) -> MutexGuard<'_, Pages> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -197,6 +220,24 @@ impl Item {
         Some(self.field(name))
     }
 
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn is_masked(&self) -> bool {
+        self.book.is_masked
+    }
+
+    /// A field that may be missing.
+    pub fn field_named(&self, name: &str) -> Option<Field> {
+        self.version.fields.contains_key(name).then(|| self.field(name))
+    }
+
+    /// Notes why no bundle can be made.
+    pub fn fail(&self, problem: String) -> Error {
+        self.book.note(SecretProblem::NoBundle { problem })
+    }
+
     fn field(&self, name: &str) -> Field {
         Field { name: name.to_owned(), item: self.name.clone(), version: self.version.clone(), book: self.book.clone() }
     }
@@ -233,6 +274,7 @@ impl Object for Item {
 }
 
 /// `secret.ITEM.FIELD`
+#[derive(Clone)]
 pub(super) struct Field {
     name: String,
     item: String,
@@ -252,15 +294,26 @@ impl Field {
         self.version.fields.get(&self.name).map(|secret| secret.expose()).unwrap_or_default()
     }
 
-    pub fn text(&self) -> &str {
-        std::str::from_utf8(self.bytes()).unwrap_or_else(|_| {
+    /// As it is to stand in the output.
+    pub fn text(&self) -> Cow<'_, str> {
+        let text = std::str::from_utf8(self.bytes()).unwrap_or_else(|_| {
             self.book.fail(SecretProblem::NotText { item: self.item.clone(), field: self.name.clone() });
             ""
-        })
+        });
+        if self.is_masked() { Cow::Owned(self.mask(text)) } else { Cow::Borrowed(text) }
+    }
+
+    pub fn is_masked(&self) -> bool {
+        self.book.is_masked
+    }
+
+    /// What stands in place of a text that was made of this field.
+    pub fn mask(&self, text: &str) -> String {
+        mask::masked(&format!("secret.{}.{}", self.item, self.name), text)
     }
 
     fn write_to(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.text())
+        f.write_str(&self.text())
     }
 }
 

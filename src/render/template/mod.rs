@@ -2,21 +2,23 @@
 //!
 //! MiniJinja with strict undefined values and no escaping: what a configuration file needs is said with a filter. A template sees
 //! `secret.ITEM.FIELD` (`secret["my-item"].field`, and `secret.ITEM` where there is one field), `env("NAME")`, and may include what lies
-//! in its own folder. Every source that was read is remembered with a stamp, so that a change of any is noticed.
+//! in its own folder (`sources`). `bundle` puts certificates together, `mask` is what is shown in place of a secret.
 //! Invariants: all fields of an item in one rendering come from one version; an unknown item or field fails the rendering, whatever
 //! the template does with it; no message quotes a value.
 
 mod book;
+mod bundle;
 mod filters;
+#[cfg(test)]
+mod language_tests;
+pub(super) mod mask;
+mod sources;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
@@ -26,11 +28,12 @@ use zeroize::Zeroizing;
 use crate::memory::with_wiped_stack;
 use crate::ports::SecretReader;
 
-use super::RenderError;
+use super::{Place, RenderError};
 
 use book::Book;
 pub use book::SecretProblem;
 pub(super) use book::{ItemRead, Reads};
+use sources::Sources;
 
 pub(super) struct Template {
     source: PathBuf,
@@ -54,17 +57,19 @@ impl Template {
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_syntax(syntax());
         environment.set_fuel(Some(FUEL));
+        // An error would hold the values of the template's variables.
+        environment.set_debug(false);
         // It would print the whole context.
         environment.remove_global("debug");
         environment.add_function("env", env);
         filters::add_to(&mut environment);
         let (loader_folder, loader_sources) = (folder.to_owned(), sources.clone());
-        environment.set_loader(move |name| load_include(&loader_folder, name, &loader_sources));
+        environment.set_loader(move |name| loader_sources.include(&loader_folder, name));
         let template = Self { source: source.to_owned(), name: name.to_owned(), environment, sources };
         // The main source is read here, so that a missing file is told as such.
         let text = template
             .sources
-            .read(source)
+            .main(source)
             .map_err(|error| RenderError::Source { source_file: source.to_owned(), error })?;
         template.compile(text)
     }
@@ -82,61 +87,108 @@ impl Template {
         self.sources.changed()
     }
 
-    /// Renders from the current secrets. The items that were read are known even when it fails.
-    pub fn render(&self, secrets: &dyn SecretReader) -> (Reads, Result<Zeroizing<Vec<u8>>, RenderError>) {
-        let book = Book::new();
-        let text = with_wiped_stack(|| self.render_with(&book, secrets));
+    /// Renders from the current secrets, to at most `limit` bytes. The items that were read are known even when it fails.
+    pub fn render(&self, secrets: &dyn SecretReader, limit: usize) -> (Reads, Result<Zeroizing<Vec<u8>>, RenderError>) {
+        let book = Book::new(false);
+        let text = with_wiped_stack(|| self.render_with(&book, secrets, limit));
         (book.reads(), text)
+    }
+
+    /// As `render`, with a mask in place of each secret. It decides by the secrets what `render` decides.
+    pub fn render_masked(&self, secrets: &dyn SecretReader, limit: usize) -> Result<Zeroizing<Vec<u8>>, RenderError> {
+        with_wiped_stack(|| self.render_with(&Book::new(true), secrets, limit))
     }
 
     /// The objects of a template must own what they use, so they cannot hold `secrets`: an item that they miss is put into the book,
     /// and the rendering starts again.
-    fn render_with(&self, book: &Arc<Book>, secrets: &dyn SecretReader) -> Result<Zeroizing<Vec<u8>>, RenderError> {
+    fn render_with(
+        &self,
+        book: &Arc<Book>,
+        secrets: &dyn SecretReader,
+        limit: usize,
+    ) -> Result<Zeroizing<Vec<u8>>, RenderError> {
         let template = self.environment.get_template(&self.name).map_err(|error| self.in_words(&error))?;
         for _ in 0..=MOST_ITEMS {
-            let mut output = Bounded::default();
+            let mut output = Bounded { text: Zeroizing::default(), limit, is_full: false };
             let context = Value::from_pairs([("secret", book.as_value())]);
-            let outcome = template.render_captured_to(context, &mut output).map(drop);
+            let outcome = filters::reading(book, || template.render_captured_to(context, &mut output).map(drop));
             if let Some(wanted) = book.take_wanted() {
                 book.add(&wanted, secrets.current(&wanted));
                 continue;
             }
             if output.is_full {
-                return Err(RenderError::TooLarge { source_file: self.source.clone(), limit: LARGEST });
+                return Err(RenderError::TooLarge { source_file: self.source.clone(), limit });
             }
-            let line = outcome.as_ref().err().and_then(Error::line);
+            let place = outcome.as_ref().err().map(|error| self.place_of(innermost(error)));
             if let Some(problem) = book.take_problem() {
-                return Err(RenderError::Secret { source_file: self.source.clone(), line, problem });
+                return Err(RenderError::Secret {
+                    place: place.unwrap_or_else(|| self.nowhere()),
+                    problem: Box::new(problem),
+                });
             }
             return outcome.map(|()| output.text).map_err(|error| match self.in_words(&error) {
                 // A name can be made from a secret: `{% include secret.a.b %}`.
-                RenderError::Template { source_file, line, message } if book.occurs_in(&message) => {
-                    RenderError::Template { source_file, line, message: error.kind().to_string() }
+                RenderError::Template { place, message } if book.occurs_in(&message) => {
+                    RenderError::Template { place, message: error.kind().to_string() }
                 }
                 other => other,
             });
         }
         let message = format!("it reads more than {MOST_ITEMS} items");
-        Err(RenderError::Template { source_file: self.source.clone(), line: 0, message })
+        Err(RenderError::Template { place: self.nowhere(), message })
     }
 
     /// Says where and what. A detail is taken over only from errors that speak of names, not of values.
     fn in_words(&self, error: &Error) -> RenderError {
-        let mut innermost = error;
-        while let Some(inner) = std::error::Error::source(innermost).and_then(|inner| inner.downcast_ref::<Error>()) {
-            innermost = inner;
-        }
-        let source_file = match innermost.name() {
+        let error = innermost(error);
+        let said = std::error::Error::source(error).and_then(|source| source.downcast_ref::<filters::Said>());
+        let detail = error.detail().filter(|_| said.is_some() || speaks_of_names(error.kind()));
+        let message = match detail {
+            Some(detail) => format!("{}: {detail}", error.kind()),
+            None => match self.undefined(error) {
+                Some(expression) => format!("{}: `{expression}`", error.kind()),
+                None => error.kind().to_string(),
+            },
+        };
+        RenderError::Template { place: self.place_of(error), message }
+    }
+
+    fn place_of(&self, error: &Error) -> Place {
+        let file = match error.name() {
             Some(name) if name != self.name => self.source.with_file_name(name),
             _ => self.source.clone(),
         };
-        let detail = innermost.detail().filter(|_| speaks_of_names(innermost.kind()));
-        let message = match detail {
-            Some(detail) => format!("{}: {detail}", innermost.kind()),
-            None => innermost.kind().to_string(),
-        };
-        RenderError::Template { source_file, line: innermost.line().unwrap_or(0), message }
+        let text = error.name().and_then(|name| self.environment.get_template(name).ok());
+        let column = text.zip(error.range()).and_then(|(text, range)| column_of(text.source(), range.start));
+        Place { file, line: error.line(), column }
     }
+
+    /// What is undefined, as it is written in the template.
+    fn undefined(&self, error: &Error) -> Option<String> {
+        let range = (error.kind() == ErrorKind::UndefinedError).then(|| error.range()).flatten()?;
+        let text = self.environment.get_template(error.name()?).ok()?;
+        let expression = text.source().get(range)?;
+        (expression.len() <= LONGEST_QUOTE && !expression.contains('\n')).then(|| expression.to_owned())
+    }
+
+    fn nowhere(&self) -> Place {
+        Place { file: self.source.clone(), line: None, column: None }
+    }
+}
+
+/// The one that knows most: others say through which includes it came.
+fn innermost(error: &Error) -> &Error {
+    let mut innermost = error;
+    while let Some(inner) = std::error::Error::source(innermost).and_then(|inner| inner.downcast_ref::<Error>()) {
+        innermost = inner;
+    }
+    innermost
+}
+
+/// Characters from the line's start, counted from 1.
+fn column_of(text: &str, offset: usize) -> Option<usize> {
+    let before = text.get(..offset)?;
+    Some(before.chars().rev().take_while(|c| *c != '\n').count() + 1)
 }
 
 /// Jinja's own, but a file that ends with a newline goes on doing so.
@@ -170,66 +222,16 @@ fn env(name: &str, default: Option<&str>) -> Result<String, Error> {
     })
 }
 
-fn load_include(folder: &Path, name: &str, sources: &Sources) -> Result<Option<String>, Error> {
-    let refused = |why: String| Err(Error::new(ErrorKind::BadInclude, format!("{name}: {why}")));
-    if !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
-        return refused("an include must be inside the template's folder".to_owned());
-    }
-    let path = folder.join(name);
-    let inside = match (path.canonicalize(), folder.canonicalize()) {
-        (Ok(path), Ok(folder)) => path.starts_with(folder),
-        // Not there: the read below says so and remembers it.
-        _ => true,
-    };
-    if !inside {
-        return refused("an include must be inside the template's folder, and a link leads out of it".to_owned());
-    }
-    match sources.read(&path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => refused(error.to_string()),
-    }
-}
-
-/// The files that were read, each with a stamp from before the reading; `None` when it was not there.
-#[derive(Clone, Default)]
-struct Sources(Arc<Mutex<BTreeMap<PathBuf, Option<Stamp>>>>);
-
-type Stamp = (u64, u64, i64, i64);
-
-impl Sources {
-    fn read(&self, path: &Path) -> io::Result<String> {
-        let stamp = stamp_of(path);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), stamp);
-        let mut text = String::new();
-        fs::File::open(path)?.take(LARGEST as u64 + 1).read_to_string(&mut text)?;
-        if text.len() > LARGEST {
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {LARGEST} bytes")));
-        }
-        Ok(text)
-    }
-
-    fn changed(&self) -> bool {
-        let sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        sources.iter().any(|(path, stamp)| stamp_of(path) != *stamp)
-    }
-}
-
-fn stamp_of(path: &Path) -> Option<Stamp> {
-    let facts = fs::metadata(path).ok()?;
-    Some((facts.ino(), facts.size(), facts.mtime(), facts.mtime_nsec()))
-}
-
-/// A buffer that takes `LARGEST` bytes and is wiped.
-#[derive(Default)]
+/// A buffer that takes `limit` bytes and is wiped.
 struct Bounded {
     text: Zeroizing<Vec<u8>>,
+    limit: usize,
     is_full: bool,
 }
 
 impl Write for &mut Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.text.len() + bytes.len() > LARGEST {
+        if self.text.len() + bytes.len() > self.limit {
             self.is_full = true;
             return Err(io::ErrorKind::FileTooLarge.into());
         }
@@ -242,8 +244,7 @@ impl Write for &mut Bounded {
     }
 }
 
-/// Of a source, and of an output.
-const LARGEST: usize = 1024 * 1024;
+const LONGEST_QUOTE: usize = 80;
 const MOST_ITEMS: usize = 256;
 /// Instructions; a loop without end comes to one.
 const FUEL: u64 = 10_000_000;

@@ -1,6 +1,7 @@
 //! What templates see and what they are told, without files beyond the template's own folder.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::time::SystemTime;
 
 use tokio::sync::watch;
@@ -10,12 +11,12 @@ use crate::ports::SecretUnavailable;
 use crate::secret::{Secret, SecretVersion};
 
 /// Fixed items; `slow` was not fetched yet.
-struct Shelf(BTreeMap<String, Arc<SecretVersion>>);
+pub(super) struct Shelf(BTreeMap<String, Arc<SecretVersion>>);
 
-type Fields<'a> = &'a [(&'a str, &'a [u8])];
+pub(super) type Fields<'a> = &'a [(&'a str, &'a [u8])];
 
 impl Shelf {
-    fn new(items: &[(&str, Fields)]) -> Self {
+    pub fn new(items: &[(&str, Fields)]) -> Self {
         let version = |fields: Fields| {
             let fields = fields.iter().map(|(name, value)| ((*name).to_owned(), Secret::copy_from(value))).collect();
             Arc::new(SecretVersion { version: 7, provider_version: None, fields, fetched_at: SystemTime::now() })
@@ -39,7 +40,9 @@ impl SecretReader for Shelf {
     }
 }
 
-fn shelf() -> Shelf {
+pub(super) const LIMIT: usize = 1024 * 1024;
+
+pub(super) fn shelf() -> Shelf {
     Shelf::new(&[
         ("db", &[("user", b"app"), ("password", b"it's \"s\xc3\xb6\" & more\n")]),
         ("api", &[("key", b"abc123")]),
@@ -48,7 +51,7 @@ fn shelf() -> Shelf {
     ])
 }
 
-fn folder_with(files: &[(&str, &str)]) -> tempfile::TempDir {
+pub(super) fn folder_with(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, text) in files {
         fs::write(folder.path().join(name), text).unwrap();
@@ -56,11 +59,11 @@ fn folder_with(files: &[(&str, &str)]) -> tempfile::TempDir {
     folder
 }
 
-fn render(text: &str) -> Result<String, String> {
+pub(super) fn render(text: &str) -> Result<String, String> {
     let folder = folder_with(&[("app.conf.j2", text)]);
     let source = folder.path().join("app.conf.j2");
     let template = Template::load(&source).map_err(|error| error.to_string())?;
-    let (_, text) = template.render(&shelf());
+    let (_, text) = template.render(&shelf(), LIMIT);
     let words = |error: RenderError| error.to_string().replace(&format!("{}/", folder.path().display()), "");
     text.map(|text| String::from_utf8(text.to_vec()).unwrap()).map_err(words)
 }
@@ -92,23 +95,23 @@ fn every_filter_takes_a_secret() {
 fn plain_variables_are_read_by_env() {
     assert_eq!(render("{{ env('CARGO_PKG_NAME') }} {{ env('MCPEG_NO_SUCH', 'fallback') }}").unwrap(), "mcpeg fallback");
     let error = render("\n{{ env('MCPEG_NO_SUCH') }}").unwrap_err();
-    assert!(error.starts_with("app.conf.j2:2: ") && error.contains("no variable MCPEG_NO_SUCH"), "{error}");
+    assert!(error.starts_with("app.conf.j2:2:") && error.contains("no variable MCPEG_NO_SUCH"), "{error}");
 }
 
 #[test]
 fn what_is_missing_is_named_with_its_line() {
     assert_eq!(
         render("a\n{{ secret.db.pasword }}").unwrap_err(),
-        "app.conf.j2:2: secret db has no field \"pasword\"; it has password, user"
+        "app.conf.j2:2:10: secret db has no field \"pasword\"; it has password, user"
     );
-    assert_eq!(render("{{ secret.nope.key }}").unwrap_err(), "app.conf.j2:1: secret nope: no such item");
-    assert_eq!(render("{{ secret.slow.key }}").unwrap_err(), "app.conf.j2:1: secret slow: not fetched yet");
+    assert_eq!(render("{{ secret.nope.key }}").unwrap_err(), "app.conf.j2:1:4: secret nope: no such item");
+    assert_eq!(render("{{ secret.slow.key }}").unwrap_err(), "app.conf.j2:1:4: secret slow: not fetched yet");
     assert!(
         render("{{ secret.db }}").unwrap_err().ends_with("secret db has several fields (password, user): name one")
     );
     assert!(render("{{ secret.blob }}").unwrap_err().ends_with("field \"value\", is not text; use the base64 filter"));
-    assert!(render("x\n{{ nothing }}").unwrap_err().starts_with("app.conf.j2:2: undefined value"));
-    assert!(render("x\n{% if %}").unwrap_err().contains("app.conf.j2:2: syntax error"));
+    assert!(render("x\n{{ nothing }}").unwrap_err().starts_with("app.conf.j2:2:4: undefined value: `nothing`"));
+    assert!(render("x\n{% if %}").unwrap_err().contains("app.conf.j2:2:"));
 }
 
 #[test]
@@ -152,7 +155,7 @@ fn includes_stay_inside_the_folder_and_are_watched() {
     let outside = folder_with(&[("other.j2", "outside")]);
     std::os::unix::fs::symlink(outside.path().join("other.j2"), folder.path().join("link.j2")).unwrap();
     let template = Template::load(&folder.path().join("main.j2")).unwrap();
-    let (reads, text) = template.render(&shelf());
+    let (reads, text) = template.render(&shelf(), LIMIT);
     assert_eq!(text.unwrap().as_slice(), b"[one abc123]");
     assert_eq!(reads.in_words(), ["api@7"]);
     assert!(!template.has_changed());
@@ -161,7 +164,7 @@ fn includes_stay_inside_the_folder_and_are_watched() {
     let escape = folder.path().join("escape.j2");
     for name in ["../x", "/etc/hostname", "link.j2"] {
         fs::write(&escape, format!("{{% include '{name}' %}}")).unwrap();
-        let (_, text) = Template::load(&escape).unwrap().render(&shelf());
+        let (_, text) = Template::load(&escape).unwrap().render(&shelf(), LIMIT);
         let error = text.unwrap_err().to_string();
         assert!(error.contains("must be inside the template's folder"), "{error}");
     }
