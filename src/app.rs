@@ -10,7 +10,9 @@ use crate::config::{Config, LockMemory, Sources};
 use crate::lifecycle::{Part, PartError, Readiness, ReadyState, Stage};
 use crate::mcp::{self, Identity, McpHandle};
 use crate::memory::{self, Protection};
+use crate::output::Shipping;
 use crate::ports::{AuditEvent, AuditLog, Outcome, StatusReport};
+use crate::process::{self, CurrentValues, ProcessHandle};
 use crate::reload::{Domains, Reloader};
 use crate::render::{self, RenderHandle};
 use crate::secrets::serve::{self, ServeHandle};
@@ -22,6 +24,7 @@ pub struct App {
     pub parts: Vec<Part>,
     pub reloader: Arc<Reloader>,
     pub telemetry: TelemetryHandle,
+    pub process: ProcessHandle,
     /// What is listened on, in words.
     pub listening: Vec<String>,
     /// To be filled when the supervisor has started: what `/readyz` asks.
@@ -69,6 +72,15 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
     let (mcp, more) = mcp::build(config.mcp.clone(), reader.clone(), audit.clone(), meter.clone(), identity)?;
     parts.extend(more);
 
+    // The process may use all that was built so far, so it comes after it.
+    let shipping =
+        Shipping { redactor: Arc::new(CurrentValues::new(reader.clone())), sink: Arc::new(telemetry.clone()) };
+    let before = parts.iter().map(|part| (part.name, part.ready.clone())).collect();
+    let around = process::Surroundings { secrets: reader.clone(), audit: audit.clone(), shipping, before };
+    let (process, part) = process::build(config.process.clone(), around, &meter)?;
+    parts.push(part);
+    parts.extend(process::reaper::part()?);
+
     let readiness = Arc::new(OnceLock::new());
     let domains = Domains {
         telemetry: telemetry.clone(),
@@ -76,10 +88,17 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
         serve: serve.clone(),
         render: render.clone(),
         mcp: mcp.clone(),
+        process: process.clone(),
     };
     let reloader = Reloader::new(config.clone(), sources, domains, audit.clone());
-    let surface =
-        surface(&config, &reloader, &telemetry, (&secrets, &serve, &render, &mcp), protection, readiness.clone());
+    let surface = surface(
+        &config,
+        &reloader,
+        &telemetry,
+        (&secrets, &serve, &render, &mcp, &process),
+        protection,
+        readiness.clone(),
+    );
     let (admin, more) = admin::build(config.admin.clone(), surface, meter)?;
     parts.extend(more);
     reloader.attach_admin(admin.clone());
@@ -88,14 +107,15 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
     let event = AuditEvent::new("config.loaded", Outcome::Success)
         .with("mcpeg.config.files", config.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>());
     audit.record(event)?;
-    Ok(App { parts, reloader, telemetry, listening: listening(&mcp, &serve, &admin), readiness })
+    let listening = listening(&mcp, &serve, &admin);
+    Ok(App { parts, reloader, telemetry, process, listening, readiness })
 }
 
 fn surface(
     config: &Config,
     reloader: &Arc<Reloader>,
     telemetry: &TelemetryHandle,
-    (secrets, serve, render, mcp): (&SecretsHandle, &ServeHandle, &RenderHandle, &McpHandle),
+    (secrets, serve, render, mcp, process): (&SecretsHandle, &ServeHandle, &RenderHandle, &McpHandle, &ProcessHandle),
     protection: Protection,
     readiness: Arc<OnceLock<Vec<(&'static str, Readiness)>>>,
 ) -> Surface {
@@ -104,6 +124,7 @@ fn surface(
         Arc::new(serve.clone()),
         Arc::new(render.clone()),
         Arc::new(mcp.clone()),
+        Arc::new(process.clone()),
         Arc::new(telemetry.clone()),
         reloader.clone(),
         Arc::new(MemoryReport(protection)),

@@ -2,6 +2,7 @@
 //!
 //! Each trait has one to three methods. Nothing here does any work.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,6 +20,12 @@ pub trait SecretReader: Send + Sync {
 
     /// Changes to the number of the newest published version (0: none yet). `None`: no item of that name.
     fn subscribe(&self, item: &str) -> Option<watch::Receiver<u64>>;
+}
+
+/// The process that mcpeg runs. Implemented by the process domain, used by hooks.
+pub trait SupervisedProcess: Send + Sync {
+    /// Sends a signal by its number on this system. The reason why not, in words.
+    fn signal(&self, signal: i32) -> Result<(), String>;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -281,4 +288,36 @@ impl ReloadOutcome {
 /// The process's own metrics in the Prometheus text format (version 0.0.4).
 pub trait MetricsText: Send + Sync {
     fn prometheus(&self) -> String;
+}
+
+/// Takes secrets out of what leaves this process. Implemented by the leak guard, used by whatever ships what others have written.
+pub trait Redactor: Send + Sync {
+    /// The same bytes with `[REDACTED]` in the place of each secret value.
+    fn redact<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]>;
+}
+
+/// Takes lines that programs have printed, as log records for the collector. Implemented by telemetry.
+pub trait LogSink: Send + Sync {
+    /// Queues the line; does nothing where there is no collector. The text was redacted before.
+    fn ship(&self, line: &LogLine<'_>);
+}
+
+/// One line of a program's output.
+#[derive(Debug, Clone, Copy)]
+pub struct LogLine<'a> {
+    pub time: SystemTime,
+    pub origin: LogOrigin<'a>,
+    /// `stdout` or `stderr`.
+    pub stream: &'static str,
+    pub pid: u32,
+    pub text: &'a str,
+}
+
+/// Which program it was.
+#[derive(Debug, Clone, Copy)]
+pub enum LogOrigin<'a> {
+    /// The supervised process, by the name of its program.
+    Process(&'a str),
+    /// The child of an MCP service.
+    Service(&'a str),
 }

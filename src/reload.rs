@@ -26,6 +26,7 @@ use crate::mcp::McpHandle;
 use crate::ports::{
     AuditEvent, AuditLog, Condition, ConditionState, Outcome, Reload, ReloadOutcome, SecretReader, StatusReport,
 };
+use crate::process::ProcessHandle;
 use crate::render::RenderHandle;
 use crate::secrets::SecretsHandle;
 use crate::secrets::serve::ServeHandle;
@@ -38,6 +39,7 @@ pub struct Domains {
     pub serve: ServeHandle,
     pub render: RenderHandle,
     pub mcp: McpHandle,
+    pub process: ProcessHandle,
 }
 
 pub struct Reloader {
@@ -179,6 +181,7 @@ impl Reloader {
         let serve = domains.serve.stage(new.serve.clone()).map_err(|error| error.to_string())?;
         let render = domains.render.stage(new.templates.clone()).map_err(|error| error.to_string())?;
         let mcp = domains.mcp.stage(new.mcp.clone()).map_err(|error| error.to_string())?;
+        let process = domains.process.stage(new.process.clone()).map_err(|error| error.to_string())?;
         let admin = match self.admin.get() {
             Some(admin) => Some(admin.stage(new.admin.clone()).map_err(|error| error.to_string())?),
             None => None,
@@ -190,6 +193,7 @@ impl Reloader {
         serve.commit();
         render.commit();
         mcp.commit();
+        process.commit();
         secrets.finish();
         if let Some(admin) = admin {
             admin.commit();
@@ -288,6 +292,7 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
         ("transports.limits", old.mcp.limits != new.mcp.limits),
         ("secrets.serve", old.serve != new.serve),
         ("templates", old.templates != new.templates),
+        ("process", old.process != new.process),
         ("telemetry.otlp", old.telemetry.otlp != new.telemetry.otlp),
         ("telemetry.resource", old.telemetry.resource != new.telemetry.resource),
         ("telemetry.traces", old.telemetry.traces != new.telemetry.traces),

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const DOMAINS: [&str; 5] = ["secrets", "render", "mcp", "telemetry", "admin"];
-const LEAVES: [&str; 7] = ["child", "lifecycle", "local_socket", "memory", "ports", "secret", "tls"];
+const DOMAINS: [&str; 6] = ["secrets", "render", "mcp", "process", "telemetry", "admin"];
+const LEAVES: [&str; 8] = ["child", "lifecycle", "local_socket", "memory", "output", "ports", "secret", "tls"];
 
 #[test]
 fn a_domain_imports_only_leaves_and_itself() {

@@ -11,6 +11,7 @@ mod mcp;
 mod memory;
 mod metrics;
 mod operation;
+mod process;
 mod rotation;
 mod serve;
 mod support;

@@ -1,5 +1,7 @@
 //! The configuration as a user meets it: what is accepted, what is refused and in which words.
 
+mod process;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -233,7 +235,6 @@ global: { memory_limit_mb: 512 }
 transports: { stdio: { enabled: true }, http: { enabled: true } }
 secrets:
   providers: { cloud: { type: aws-secrets-manager, region: eu-west-1 } }
-process: { command: [a] }
 telemetry: { logs: { files: [] }, spool: { path: b } }
 storage: { runtime: { type: sqlite }, cache: { type: memory } }
 security: { leak_guard: redact, sandbox: true }
@@ -244,7 +245,6 @@ security: { leak_guard: redact, sandbox: true }
         "`transports.stdio.enabled` is",
         "`transports.http` is",
         "type `aws-secrets-manager` is",
-        "`process` is",
         "`telemetry.logs` is",
         "`telemetry.spool` is",
         "`storage.runtime.type` is",
@@ -255,7 +255,7 @@ security: { leak_guard: redact, sandbox: true }
         let said = found.iter().any(|line| line.contains(name) && line.contains("not available in this version"));
         assert!(said, "{name}: {found:#?}");
     }
-    assert_eq!(found.len(), 11);
+    assert_eq!(found.len(), 10);
 }
 
 #[test]

@@ -16,6 +16,7 @@ fn settings(folder: &Path, services: &[(&str, &str)]) -> McpSettings {
             argv: vec![program.to_owned()],
             env: BTreeMap::new(),
             working_directory: None,
+            identity: None,
             on_rotate: OnRotate::Restart,
         }),
         timeout: Duration::from_secs(5),

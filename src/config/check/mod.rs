@@ -4,6 +4,7 @@
 
 pub mod mcp;
 pub mod operation;
+pub mod process;
 pub mod secrets;
 pub mod telemetry;
 pub mod vault;

@@ -46,6 +46,7 @@ impl Client {
             argv: ["sh", "-c", command].map(str::to_owned).to_vec(),
             env: BTreeMap::from([("TOKEN".to_owned(), SecretText::new(vec![reference]))]),
             working_directory: None,
+            identity: None,
             on_rotate: OnRotate::Restart,
         });
         let service = Arc::new(Service::new("s", ServiceSettings { upstream, timeout }).unwrap());

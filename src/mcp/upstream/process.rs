@@ -3,26 +3,22 @@
 //! Owns the start (with few variables and the configured ones, secrets put in at that moment), the pipes, the log of its standard
 //! error, and the end: input closed, SIGTERM to the group, SIGKILL to the group, each after a bounded time.
 //!
-//! Invariants: the copies of secrets that a start needs are freed, and thereby wiped, when `spawn` returns; a group is only signalled
-//! while its leader has not been reaped, so that the number cannot have passed to somebody else; dropping a `Leader` kills the group; a leader
-//! does not outlive this process (`child`).
+//! Invariants: the copies of secrets that a start needs are freed, and thereby wiped, when `spawn` returns; a child
+//! does not outlive this process and is killed with its group when it is dropped (`child`).
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
-use tokio::io::unix::AsyncFd;
+use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinSet;
 
-use crate::child;
+use crate::child::{self, Identity, Leader, Manner};
 use crate::mcp::credentials::{CredentialError, Versions, resolve};
 use crate::mcp::lines::Lines;
 use crate::mcp::service::{ChildEntry, Service};
@@ -38,15 +34,6 @@ pub struct Process {
     _stderr: JoinSet<()>,
 }
 
-/// The process that was started, which leads a group.
-pub struct Leader {
-    child: Child,
-    group: Pid,
-    /// Becomes readable when the leader ends, before it is reaped. `None` where the kernel has no such thing.
-    pidfd: Option<AsyncFd<OwnedFd>>,
-    reaped: Option<ExitStatus>,
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
     #[error(transparent)]
@@ -55,6 +42,8 @@ pub enum SpawnError {
     NoCommand,
     #[error("{program}: cannot be started: {source}")]
     Start { program: String, source: io::Error },
+    #[error("{reason}")]
+    Identity { reason: String },
     #[error("{program}: was started, but its pipes are missing")]
     Pipes { program: String },
 }
@@ -68,21 +57,22 @@ impl Process {
     ) -> Result<Self, SpawnError> {
         let mut versions = Versions::default();
         let program = settings.argv.first().cloned().ok_or(SpawnError::NoCommand)?;
+        if let Some(reason) = settings.identity.as_ref().and_then(Identity::refused) {
+            return Err(SpawnError::Identity { reason });
+        }
         // The command holds copies of the variables: it is freed before `spawn` returns.
-        let spawned = child::spawn(command(&program, settings, secrets, &mut versions)?);
-        let mut child = spawned.map_err(|source| SpawnError::Start { program: program.clone(), source })?;
-        let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let group = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        let ((Some(stdin), Some(stdout), Some(stderr)), Some(group)) = (pipes, group) else {
+        let manner = Manner { identity: settings.identity.clone(), foreground: false };
+        let spawned = child::spawn(command(&program, settings, secrets, &mut versions)?, manner);
+        let mut leader = spawned.map_err(|source| SpawnError::Start { program: program.clone(), source })?;
+        let (Some(stdin), Some(stdout), Some(stderr)) = leader.pipes() else {
             return Err(SpawnError::Pipes { program });
         };
-        let pid = group.as_raw_nonzero().get().cast_unsigned();
-        let pidfd = watchable(group);
+        let pid = leader.id();
         let mut log = JoinSet::new();
         log.spawn(log_lines(stderr, service.name.clone(), pid));
         tracing::info!(service = &*service.name, pid, program, "child started");
         Ok(Self {
-            leader: Leader { child, group, pidfd, reaped: None },
+            leader,
             lines: Lines::new(stdout, stdin, max_line),
             versions: versions.list(),
             started: Instant::now(),
@@ -97,55 +87,13 @@ impl Process {
         lines.flush(patience).await;
         drop(lines);
         if tokio::time::timeout(patience, leader.ended()).await.is_err() {
-            leader.signal(Signal::TERM);
+            leader.signal_group(Signal::TERM);
             // When this runs out as well, `reap` forces.
             let _ = tokio::time::timeout(TERM_PATIENCE, leader.ended()).await;
         }
-        let how = leader.reap().await;
-        tracing::info!(pid = leader.group.as_raw_nonzero().get(), how, "child ended");
+        let how = child::describe(leader.reap().await);
+        tracing::info!(pid = leader.id(), how, "child ended");
     }
-}
-
-impl Leader {
-    /// Completes when the leader has ended. Cancel-safe.
-    pub async fn ended(&mut self) {
-        match &self.pidfd {
-            // An error would mean that there is no reactor any more, and then nothing goes on anyway.
-            Some(fd) => drop(fd.readable().await),
-            None => self.reaped = self.child.wait().await.ok(),
-        }
-    }
-
-    /// Kills what is left of the group and reaps the leader; says how it ended. Cancel-safe.
-    pub async fn reap(&mut self) -> String {
-        self.signal(Signal::KILL);
-        if self.reaped.is_none() {
-            self.reaped = self.child.wait().await.ok();
-        }
-        self.reaped.map_or_else(|| "its status is unknown".to_owned(), describe)
-    }
-
-    fn signal(&self, signal: Signal) {
-        if self.reaped.is_none() {
-            // An error means that nobody is left in the group.
-            let _ = kill_process_group(self.group, signal);
-        }
-    }
-}
-
-impl Drop for Leader {
-    fn drop(&mut self) {
-        self.signal(Signal::KILL);
-    }
-}
-
-/// A descriptor that becomes readable when the process ends.
-#[expect(
-    deprecated,
-    reason = "sound for an `OwnedFd`; the replacement is unsafe, and unsafe code is for `memory` only"
-)]
-fn watchable(process: Pid) -> Option<AsyncFd<OwnedFd>> {
-    AsyncFd::new(pidfd_open(process, PidfdFlags::NONBLOCK).ok()?).ok()
 }
 
 fn command(
@@ -160,10 +108,11 @@ fn command(
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true)
         .env_clear()
         .envs(INHERITED.iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value))));
+    if let Some(identity) = settings.identity.as_ref().filter(|identity| !identity.is_own()) {
+        identity.describe_in(&mut command);
+    }
     if let Some(folder) = &settings.working_directory {
         command.current_dir(folder);
     }
@@ -172,14 +121,6 @@ fn command(
         command.env(name, OsStr::from_bytes(value.expose()));
     }
     Ok(command)
-}
-
-fn describe(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("it ended with status {code}"),
-        (None, Some(signal)) => format!("it was ended by signal {signal}"),
-        (None, None) => status.to_string(),
-    }
 }
 
 /// Logs what the child writes on its standard error, line by line; longer lines are cut into pieces.

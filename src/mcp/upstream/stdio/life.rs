@@ -203,7 +203,7 @@ pub(super) async fn ending(process: &mut Process, deadline: &mut Pin<Box<Sleep>>
             () = deadline => {}
         }
     }
-    Step::Reaped(process.leader.reap().await)
+    Step::Reaped(crate::child::describe(process.leader.reap().await))
 }
 
 /// How long a child is given to end by itself once its output has ended, and to say its last words once it has.
