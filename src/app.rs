@@ -68,13 +68,14 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
     let (render, part) = render::build(config.templates.clone(), reader.clone(), audit.clone(), meter.clone())?;
     parts.push(part);
 
+    let shipping =
+        Shipping { redactor: Arc::new(CurrentValues::new(reader.clone())), sink: Arc::new(telemetry.clone()) };
     let identity = Identity { name: config.name.clone(), version: env!("CARGO_PKG_VERSION").to_owned() };
-    let (mcp, more) = mcp::build(config.mcp.clone(), reader.clone(), audit.clone(), meter.clone(), identity)?;
+    let (mcp, more) =
+        mcp::build(config.mcp.clone(), reader.clone(), audit.clone(), meter.clone(), shipping.clone(), identity)?;
     parts.extend(more);
 
     // The process may use all that was built so far, so it comes after it.
-    let shipping =
-        Shipping { redactor: Arc::new(CurrentValues::new(reader.clone())), sink: Arc::new(telemetry.clone()) };
     let before = parts.iter().map(|part| (part.name, part.ready.clone())).collect();
     let around = process::Surroundings { secrets: reader.clone(), audit: audit.clone(), shipping, before };
     let (process, part) = process::build(config.process.clone(), around, &meter)?;

@@ -45,6 +45,7 @@ use self::settings::McpSettings;
 pub use self::upstream::client::ClientError;
 use crate::lifecycle::{Part, Readiness, Stage};
 use crate::local_socket::SocketError;
+use crate::output::Shipping;
 use crate::ports::{AuditLog, SecretReader};
 
 /// How the aggregate presents itself, to clients and to upstreams.
@@ -68,6 +69,7 @@ pub fn build(
     secrets: Arc<dyn SecretReader>,
     audit: Arc<dyn AuditLog>,
     meter: Meter,
+    shipping: Shipping,
     identity: Identity,
 ) -> Result<(McpHandle, Vec<Part>), McpError> {
     let registry = Registry {
@@ -80,7 +82,7 @@ pub fn build(
     let shared = Arc::new(Shared {
         registry: watch::Sender::new(Arc::new(registry)),
         secrets,
-        recorder: Arc::new(Recorder { audit, metrics: Metrics::new(&meter) }),
+        recorder: Arc::new(Recorder { audit, metrics: Metrics::new(&meter), shipping }),
         identity,
         connections: Arc::new(AtomicUsize::new(0)),
     });

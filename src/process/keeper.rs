@@ -131,7 +131,7 @@ impl Keeper {
     /// Runs the process by these settings, again and again where they say so.
     async fn keep(&mut self, mut settings: Arc<ProcessSettings>, mut reason: Reason) -> Next {
         self.backoff = Backoff::default();
-        if let Some(next) = self.wait_for_parts().await {
+        if let Some(next) = self.wait_for_parts(&settings).await {
             return next;
         }
         loop {
@@ -201,12 +201,15 @@ impl Keeper {
     }
 
     /// Waits until everything that the process may use has settled, once.
-    async fn wait_for_parts(&mut self) -> Option<Next> {
+    async fn wait_for_parts(&mut self, settings: &ProcessSettings) -> Option<Next> {
         for (name, mut readiness) in self.around.before.clone() {
-            self.shared.set(State::Waiting { reason: format!("{name} is not ready yet") });
-            let state = tokio::select! {
-                next = self.interrupted() => return Some(next),
-                state = readiness.settled() => state,
+            let state = loop {
+                self.shared.set(State::Waiting { reason: self.missing(settings, name) });
+                tokio::select! {
+                    next = self.interrupted() => return Some(next),
+                    state = readiness.settled() => break state,
+                    () = tokio::time::sleep(LOOK) => {}
+                }
             };
             if let ReadyState::Failed(reason) = state {
                 warn!(part = name, reason, "the process is started although not everything is whole");
@@ -214,6 +217,12 @@ impl Keeper {
         }
         self.around.before.clear();
         None
+    }
+
+    /// What it waits for: a secret of its own, before any part.
+    fn missing(&self, settings: &ProcessSettings, part: &str) -> String {
+        let environment = Environment::now(settings, &*self.around.secrets, &self.digester);
+        environment.err().map_or_else(|| format!("{part} is not ready yet"), |unresolved| unresolved.to_string())
     }
 
     async fn wait_for_secrets(&mut self, settings: &ProcessSettings) -> Result<Environment, Next> {

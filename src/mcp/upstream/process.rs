@@ -14,8 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::process::{ChildStdin, ChildStdout, Command};
 use tokio::task::JoinSet;
 
 use crate::child::{self, Identity, Leader, Manner};
@@ -23,6 +22,7 @@ use crate::mcp::credentials::{CredentialError, Versions, resolve};
 use crate::mcp::lines::Lines;
 use crate::mcp::service::{ChildEntry, Service};
 use crate::mcp::settings::StdioSettings;
+use crate::output::{Origin, Printed, Rate, Shipping, Stream};
 use crate::ports::SecretReader;
 
 pub struct Process {
@@ -53,6 +53,7 @@ impl Process {
         settings: &StdioSettings,
         service: &Arc<Service>,
         secrets: &dyn SecretReader,
+        shipping: &Shipping,
         max_line: usize,
     ) -> Result<Self, SpawnError> {
         let mut versions = Versions::default();
@@ -69,7 +70,15 @@ impl Process {
         };
         let pid = leader.id();
         let mut log = JoinSet::new();
-        log.spawn(log_lines(stderr, service.name.clone(), pid));
+        let printed = Printed {
+            shipping: shipping.clone(),
+            origin: Origin::Service(service.name.clone()),
+            pid,
+            max_line_bytes: MAX_LOG_LINE,
+            rate: Arc::new(Rate::new(MAX_LOG_LINES, || {})),
+            is_passed_through: false,
+        };
+        log.spawn(Arc::new(printed).ship(stderr, Stream::Stderr));
         tracing::info!(service = &*service.name, pid, program, "child started");
         Ok(Self {
             leader,
@@ -123,30 +132,9 @@ fn command(
     Ok(command)
 }
 
-/// Logs what the child writes on its standard error, line by line; longer lines are cut into pieces.
-async fn log_lines(stderr: ChildStderr, service: Arc<str>, pid: u32) {
-    let mut reader = BufReader::with_capacity(MAX_LOG_LINE, stderr);
-    let mut line = Vec::new();
-    loop {
-        let Ok(chunk) = reader.fill_buf().await else { return };
-        let at_end = chunk.is_empty();
-        let piece = memchr::memchr(b'\n', chunk).map_or(chunk.len(), |end| end + 1).min(MAX_LOG_LINE - line.len());
-        line.extend_from_slice(&chunk[..piece]);
-        reader.consume(piece);
-        if at_end || line.ends_with(b"\n") || line.len() >= MAX_LOG_LINE {
-            let text = String::from_utf8_lossy(&line);
-            if !text.trim_end().is_empty() {
-                tracing::info!(target: "mcpeg::upstream", service = &*service, pid, line = text.trim_end(), "stderr");
-            }
-            line.clear();
-        }
-        if at_end {
-            return;
-        }
-    }
-}
-
 /// What a child gets of our own variables.
 const INHERITED: [&str; 9] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER", "LOGNAME", "SHELL"];
 const TERM_PATIENCE: Duration = Duration::from_secs(2);
 const MAX_LOG_LINE: usize = 4 * 1024;
+/// In a second, of one child.
+const MAX_LOG_LINES: u32 = 1000;

@@ -19,8 +19,8 @@ impl StdioUpstream {
     /// Starts a child: tells it the session again if there is one, else gives it what is held.
     pub(super) fn start(&mut self) {
         let UpstreamSettings::Stdio(settings) = &self.settings.upstream else { return };
-        let Surroundings { service, secrets, limits, .. } = &self.around;
-        match Process::spawn(settings, service, &**secrets, limits.max_message_bytes) {
+        let Surroundings { service, secrets, limits, recorder } = &self.around;
+        match Process::spawn(settings, service, &**secrets, &recorder.shipping, limits.max_message_bytes) {
             Ok(process) => self.started(Box::new(process)),
             Err(error) => {
                 let failure = Failure::new(&service.name, "upstream_not_started", error);
