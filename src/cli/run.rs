@@ -13,6 +13,8 @@ use crate::app::{self, App};
 use crate::config::{self, Config, Sources};
 use crate::lifecycle::Stage;
 use crate::ports::SupervisedProcess;
+use crate::process::ProcessHandle;
+use crate::reload::Reloader;
 use crate::supervisor::Supervisor;
 
 #[derive(Debug, Args)]
@@ -82,6 +84,17 @@ async fn serve(config: Config, sources: Sources) -> ExitCode {
         }
     };
     reloads.abort_all();
+    end(ending, supervisor, &reloader, &process, &mut signals).await
+}
+
+/// Stops everything, the supervised process first, and says how it went.
+async fn end(
+    ending: Ending,
+    mut supervisor: Supervisor,
+    reloader: &Reloader,
+    process: &ProcessHandle,
+    signals: &mut Signals,
+) -> ExitCode {
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
     match &ending {
         Ending::Asked(name) => info!(signal = name, "stopping"),

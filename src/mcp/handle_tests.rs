@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::super::settings::{Limits, OnRotate, StdioSettings, UnixSettings};
-use super::super::testing::{Audit, Secrets};
+use super::super::testing::{Audit, Secrets, shipping};
 use super::super::{Identity, build};
 use super::*;
 
@@ -36,7 +36,7 @@ fn settings(folder: &Path, services: &[(&str, &str)]) -> McpSettings {
 fn built(settings: McpSettings) -> Result<McpHandle, McpError> {
     let identity = Identity { name: "test".into(), version: "0".into() };
     let meter = opentelemetry::global::meter("test");
-    build(settings, Secrets::new(&[]), Audit::new(), meter, identity).map(|(handle, _)| handle)
+    build(settings, Secrets::new(&[]), Audit::new(), meter, shipping(), identity).map(|(handle, _)| handle)
 }
 
 fn names(handle: &McpHandle) -> Vec<String> {
