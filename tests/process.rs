@@ -42,11 +42,11 @@ fn keys(value: &str) -> String {
 
 /// Notes its starts and its variables, and waits.
 const NOTING: &str = r#"
-echo "$$ $ONE $TWO" >> "$HERE/starts"
-env > "$HERE/env"
 trap 'echo hup >> "$HERE/signals"' HUP
 trap 'echo usr1 >> "$HERE/signals"' USR1
 trap 'echo term >> "$HERE/signals"; exit 0' TERM
+env > "$HERE/env"
+echo "$$ $ONE $TWO" >> "$HERE/starts"
 while :; do sleep 0.05; done
 "#;
 
