@@ -5,13 +5,17 @@
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use opentelemetry::metrics::Meter;
+
 use crate::admin::{self, AdminHandle, Surface};
 use crate::config::{Config, LockMemory, Sources};
 use crate::guard::{Guard, SecretRedactor};
 use crate::lifecycle::{Part, PartError, Readiness, ReadyState, Stage};
 use crate::mcp::{self, Identity, McpHandle};
 use crate::memory::{self, Protection};
+use crate::output::Shipping;
 use crate::ports::{AuditEvent, AuditLog, Outcome, StatusReport};
+use crate::process::{self, ProcessHandle};
 use crate::reload::{Domains, Reloader};
 use crate::render::{self, RenderHandle};
 use crate::secrets::serve::{self, ServeHandle};
@@ -23,6 +27,7 @@ pub struct App {
     pub parts: Vec<Part>,
     pub reloader: Arc<Reloader>,
     pub telemetry: TelemetryHandle,
+    pub process: ProcessHandle,
     /// What is listened on, in words.
     pub listening: Vec<String>,
     /// To be filled when the supervisor has started: what `/readyz` asks.
@@ -41,6 +46,9 @@ pub fn protect_memory(lock_memory: LockMemory) -> Result<Protection, String> {
             );
         }
     }
+    if protection == Protection::Unlocked && lock_memory == LockMemory::Warn {
+        tracing::warn!(protection = protection.as_str(), "secrets may be swapped out");
+    }
     Ok(protection)
 }
 
@@ -51,9 +59,6 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
     let (telemetry, mut parts) = telemetry::build(config.telemetry.clone(), redactor.clone())?;
     telemetry.install_logging()?;
     let protection = protect_memory(config.lock_memory)?;
-    if protection == Protection::Unlocked && config.lock_memory == LockMemory::Warn {
-        tracing::warn!(protection = protection.as_str(), "secrets may be swapped out");
-    }
     let audit: Arc<dyn AuditLog> = Arc::new(telemetry.clone());
     let meter = telemetry.meter();
 
@@ -69,9 +74,21 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
     let (render, part) = render::build(config.templates.clone(), reader.clone(), audit.clone(), meter.clone())?;
     parts.push(part);
 
+    let shipping = Shipping { redactor: redactor.clone(), sink: Arc::new(telemetry.clone()) };
     let identity = Identity { name: config.name.clone(), version: env!("CARGO_PKG_VERSION").to_owned() };
-    let (mcp, more) = mcp::build(config.mcp.clone(), reader.clone(), guard, audit.clone(), meter.clone(), identity)?;
+    let (mcp, more) = mcp::build(
+        config.mcp.clone(),
+        reader.clone(),
+        guard,
+        audit.clone(),
+        meter.clone(),
+        shipping.clone(),
+        identity,
+    )?;
     parts.extend(more);
+
+    let around = process::Surroundings { secrets: reader.clone(), audit: audit.clone(), shipping, before: Vec::new() };
+    let process = add_process(&config, around, &render, &meter, &mut parts)?;
 
     let readiness = Arc::new(OnceLock::new());
     let domains = Domains {
@@ -81,10 +98,17 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
         render: render.clone(),
         mcp: mcp.clone(),
         redactor,
+        process: process.clone(),
     };
     let reloader = Reloader::new(config.clone(), sources, domains, audit.clone());
-    let surface =
-        surface(&config, &reloader, &telemetry, (&secrets, &serve, &render, &mcp), protection, readiness.clone());
+    let surface = surface(
+        &config,
+        &reloader,
+        &telemetry,
+        (&secrets, &serve, &render, &mcp, &process),
+        protection,
+        readiness.clone(),
+    );
     let (admin, more) = admin::build(config.admin.clone(), surface, meter)?;
     parts.extend(more);
     reloader.attach_admin(admin.clone());
@@ -93,14 +117,31 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
     let event = AuditEvent::new("config.loaded", Outcome::Success)
         .with("mcpeg.config.files", config.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>());
     audit.record(event)?;
-    Ok(App { parts, reloader, telemetry, listening: listening(&mcp, &serve, &admin), readiness })
+    let listening = listening(&mcp, &serve, &admin);
+    Ok(App { parts, reloader, telemetry, process, listening, readiness })
+}
+
+/// The process may use all that was built so far, so it comes after it.
+fn add_process(
+    config: &Config,
+    mut around: process::Surroundings,
+    render: &RenderHandle,
+    meter: &Meter,
+    parts: &mut Vec<Part>,
+) -> Result<ProcessHandle, PartError> {
+    around.before = parts.iter().map(|part| (part.name, part.ready.clone())).collect();
+    let (process, part) = process::build(config.process.clone(), around, meter)?;
+    parts.push(part);
+    parts.extend(process::reaper::part()?);
+    render.attach_process(Arc::new(process.clone()));
+    Ok(process)
 }
 
 fn surface(
     config: &Config,
     reloader: &Arc<Reloader>,
     telemetry: &TelemetryHandle,
-    (secrets, serve, render, mcp): (&SecretsHandle, &ServeHandle, &RenderHandle, &McpHandle),
+    (secrets, serve, render, mcp, process): (&SecretsHandle, &ServeHandle, &RenderHandle, &McpHandle, &ProcessHandle),
     protection: Protection,
     readiness: Arc<OnceLock<Vec<(&'static str, Readiness)>>>,
 ) -> Surface {
@@ -109,6 +150,7 @@ fn surface(
         Arc::new(serve.clone()),
         Arc::new(render.clone()),
         Arc::new(mcp.clone()),
+        Arc::new(process.clone()),
         Arc::new(telemetry.clone()),
         reloader.clone(),
         Arc::new(MemoryReport(protection)),

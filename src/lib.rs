@@ -1,8 +1,8 @@
 //! mcpeg, the sidecar beside an LLM agent.
 //!
-//! The map: `cli` reads the command line, `app` composes the domains (`secrets`, `render`, `mcp`, `telemetry`, `admin`), `supervisor`
-//! runs their parts. Domains import only leaves (`secret`, `memory`, `child`, `environment`, `guard`, `lifecycle`, `ports`, `sealed`, `tls`,
-//! `local_socket`); `config` imports the domains' checked
+//! The map: `cli` reads the command line, `app` composes the domains (`secrets`, `render`, `mcp`, `process`, `telemetry`, `admin`),
+//! `supervisor` runs their parts. Domains import only leaves (`secret`, `memory`, `child`, `environment`, `guard`, `lifecycle`,
+//! `output`, `ports`, `sealed`, `tls`, `local_socket`); `config` imports the domains' checked
 //! settings. docs/ARCHITECTURE.md shows how a secret, a message and a record travel through them.
 
 #![deny(unsafe_code)]
@@ -18,7 +18,9 @@ pub mod lifecycle;
 pub mod local_socket;
 pub mod mcp;
 pub mod memory;
+pub mod output;
 pub mod ports;
+pub mod process;
 pub mod reload;
 pub mod render;
 pub mod sealed;

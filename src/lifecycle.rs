@@ -11,11 +11,13 @@ use tokio::sync::watch;
 /// The order of stopping. Everything in one stage has ended, or run out of time, before the next is told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
+    /// The supervised process, which may use all that comes after.
+    Process,
     /// Listeners: nothing new is accepted.
     Intake,
     /// Sessions and upstreams: what was accepted is answered.
     InFlight,
-    /// Rotators, renderers and supervised processes.
+    /// Rotators and renderers.
     Workers,
     /// Exporters: what is queued is sent.
     Telemetry,
@@ -24,10 +26,12 @@ pub enum Stage {
 }
 
 impl Stage {
-    pub const ALL: [Self; 5] = [Self::Intake, Self::InFlight, Self::Workers, Self::Telemetry, Self::Storage];
+    pub const ALL: [Self; 6] =
+        [Self::Process, Self::Intake, Self::InFlight, Self::Workers, Self::Telemetry, Self::Storage];
 
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Process => "process",
             Self::Intake => "intake",
             Self::InFlight => "in flight",
             Self::Workers => "workers",

@@ -350,3 +350,29 @@ impl ReloadOutcome {
 pub trait MetricsText: Send + Sync {
     fn prometheus(&self) -> String;
 }
+
+/// Takes lines that programs have printed, as log records for the collector. Implemented by telemetry.
+pub trait LogSink: Send + Sync {
+    /// Queues the line; does nothing where there is no collector. The text was redacted before.
+    fn ship(&self, line: &LogLine<'_>);
+}
+
+/// One line of a program's output.
+#[derive(Debug, Clone, Copy)]
+pub struct LogLine<'a> {
+    pub time: SystemTime,
+    pub origin: LogOrigin<'a>,
+    /// `stdout` or `stderr`.
+    pub stream: &'static str,
+    pub pid: u32,
+    pub text: &'a str,
+}
+
+/// Which program it was.
+#[derive(Debug, Clone, Copy)]
+pub enum LogOrigin<'a> {
+    /// The supervised process, by the name of its program.
+    Process(&'a str),
+    /// The child of an MCP service.
+    Service(&'a str),
+}

@@ -27,6 +27,7 @@ use crate::mcp::McpHandle;
 use crate::ports::{
     AuditEvent, AuditLog, Condition, ConditionState, Outcome, Reload, ReloadOutcome, SecretReader, StatusReport,
 };
+use crate::process::ProcessHandle;
 use crate::render::RenderHandle;
 use crate::secrets::SecretsHandle;
 use crate::secrets::serve::ServeHandle;
@@ -40,6 +41,7 @@ pub struct Domains {
     pub render: RenderHandle,
     pub mcp: McpHandle,
     pub redactor: Arc<SecretRedactor>,
+    pub process: ProcessHandle,
 }
 
 pub struct Reloader {
@@ -182,6 +184,7 @@ impl Reloader {
         let render = domains.render.stage(new.templates.clone()).map_err(|error| error.to_string())?;
         let mcp = domains.mcp.stage(new.mcp.clone()).map_err(|error| error.to_string())?;
         let redactor = domains.redactor.stage(&new.redaction).map_err(|error| error.to_string())?;
+        let process = domains.process.stage(new.process.clone()).map_err(|error| error.to_string())?;
         let admin = match self.admin.get() {
             Some(admin) => Some(admin.stage(new.admin.clone()).map_err(|error| error.to_string())?),
             None => None,
@@ -194,6 +197,7 @@ impl Reloader {
         serve.commit();
         render.commit();
         mcp.commit();
+        process.commit();
         secrets.finish();
         if let Some(admin) = admin {
             admin.commit();
@@ -292,6 +296,7 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
         ("transports.limits", old.mcp.limits != new.mcp.limits),
         ("secrets.serve", old.serve != new.serve),
         ("templates", old.templates != new.templates),
+        ("process", old.process != new.process),
         ("telemetry.otlp", old.telemetry.otlp != new.telemetry.otlp),
         ("telemetry.resource", old.telemetry.resource != new.telemetry.resource),
         ("telemetry.traces", old.telemetry.traces != new.telemetry.traces),

@@ -76,6 +76,14 @@ impl Supervisor {
         failed
     }
 
+    /// Stops one stage ahead of the others, with a deadline of its own. The names of parts that had to be dropped.
+    pub async fn stop_stage(&mut self, stage: Stage, deadline: Duration) -> Vec<&'static str> {
+        match self.stages.remove(&stage) {
+            Some(running) => running.stop(stage, deadline.max(SHORTEST_SHARE)).await,
+            None => Vec::new(),
+        }
+    }
+
     /// Stops everything by stage within `deadline`. The names of parts that had to be dropped.
     pub async fn stop(mut self, deadline: Duration) -> Vec<&'static str> {
         let started = Instant::now();

@@ -4,9 +4,20 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const DOMAINS: [&str; 5] = ["secrets", "render", "mcp", "telemetry", "admin"];
-const LEAVES: [&str; 10] =
-    ["child", "environment", "guard", "lifecycle", "local_socket", "memory", "ports", "sealed", "secret", "tls"];
+const DOMAINS: [&str; 6] = ["secrets", "render", "mcp", "process", "telemetry", "admin"];
+const LEAVES: [&str; 11] = [
+    "child",
+    "environment",
+    "guard",
+    "lifecycle",
+    "local_socket",
+    "memory",
+    "output",
+    "ports",
+    "sealed",
+    "secret",
+    "tls",
+];
 
 #[test]
 fn a_domain_imports_only_leaves_and_itself() {

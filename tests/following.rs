@@ -185,7 +185,7 @@ templates:
                 let user = session.query();
                 assert!(session.login.starts_with(&user));
                 queries += 1;
-                std::thread::sleep(Duration::from_millis(20));
+                tokio::runtime::Handle::current().block_on(tokio::time::sleep(Duration::from_millis(20)));
             }
             queries
         });

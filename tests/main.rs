@@ -20,6 +20,7 @@ mod mcp;
 mod memory;
 mod metrics;
 mod operation;
+mod process;
 mod render;
 mod rotation;
 mod sealed;

@@ -32,7 +32,7 @@ fn root() -> &'static Path {
 
 #[test]
 fn every_instrument_of_the_code_is_documented_and_no_other() {
-    let declared: BTreeSet<String> = ["mcp", "render", "secrets", "secrets/serve", "admin", "telemetry"]
+    let declared: BTreeSet<String> = ["mcp", "process", "render", "secrets", "secrets/serve", "admin", "telemetry"]
         .map(|domain| format!("{domain}/metrics.rs"))
         .into_iter()
         .chain(["reload.rs".to_owned()])

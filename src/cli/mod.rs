@@ -46,8 +46,8 @@ struct SourceArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the sidecar until it is told to stop
-    Run,
+    /// Run the sidecar until it is told to stop; with a program, until that has ended
+    Run(run::RunArgs),
     /// Say everything that is wrong with the configuration, with file, line and column
     Check(check::CheckArgs),
     /// Render the templates without staying: for an init container
@@ -90,7 +90,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let sources = Sources::from_process(cli.sources.config, cli.sources.environment, cli.sources.set);
     match cli.command {
-        Command::Run => run::run(sources),
+        Command::Run(args) => run::run(sources, args),
         Command::Check(args) => check::check(&sources, &args),
         Command::Render(args) => render::render(sources, &args),
         Command::Connect(args) => connect::connect(&sources, &args),

@@ -1,17 +1,31 @@
-//! `mcpeg run`: parse, build, run, drain.
+//! `mcpeg run`: parse, build, run, drain. Signals arrive here: what they mean is decided here, and what is meant for the supervised process is
+//! passed on. Its end for good is an end of everything, with its exit code.
 
 use std::process::ExitCode;
 
+use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use super::{bad_configuration, block_on, complain, failed, say, take_variables};
 use crate::app::{self, App};
 use crate::config::{self, Config, Sources};
+use crate::lifecycle::Stage;
+use crate::ports::SupervisedProcess;
+use crate::process::ProcessHandle;
+use crate::reload::Reloader;
 use crate::supervisor::Supervisor;
 
-pub fn run(sources: Sources) -> ExitCode {
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Supervise this program, with the environment that `process` says; mcpeg ends when it does, with its exit code
+    #[arg(last = true, value_name = "PROGRAM")]
+    program: Vec<String>,
+}
+
+pub fn run(mut sources: Sources, args: RunArgs) -> ExitCode {
+    sources.program = Some(args.program);
     let config = match config::load(&sources) {
         Ok(config) => config,
         Err(problems) => return bad_configuration(&problems),
@@ -25,11 +39,12 @@ async fn serve(config: Config, sources: Sources) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return failed(&format!("signals cannot be received: {error}")),
     };
+    let is_short_form = config.process.as_ref().is_some_and(|process| process.interactive);
     let app = match app::build(config, sources) {
         Ok(app) => app,
         Err(error) => return failed(&format!("starting failed: {error}")),
     };
-    let App { parts, reloader, telemetry: _telemetry, listening, readiness } = app;
+    let App { parts, reloader, telemetry: _telemetry, process, listening, readiness } = app;
     let mut supervisor = Supervisor::start(parts);
     // Set once, here.
     let _ = readiness.set(supervisor.readiness());
@@ -41,11 +56,18 @@ async fn serve(config: Config, sources: Sources) -> ExitCode {
         tokio::select! {
             reasons = all_ready(every_part), if !announced => {
                 announced = true;
-                announce(&listening, &reasons);
+                announce(&listening, &reasons, is_short_form);
             }
+            code = process.ended() => break Ending::Process(code),
             failure = supervisor.failure() => break Ending::Failed(failure.to_string()),
             asked = signals.next() => match asked {
                 Asked::Stop(name) => break Ending::Asked(name),
+                Asked::PassOn { name, number } => match process.signal(number) {
+                    Ok(()) => debug!(signal = name, "passed on to the process"),
+                    // Without a process it asks for an end, as it does of other programs.
+                    Err(_) if number == libc::SIGQUIT => break Ending::Asked(name),
+                    Err(reason) => debug!(signal = name, reason, "a signal was passed on to nobody"),
+                },
                 Asked::Reload => {
                     tell_systemd(&[sd_notify::NotifyState::Reloading]);
                     let reloader = reloader.clone();
@@ -63,13 +85,31 @@ async fn serve(config: Config, sources: Sources) -> ExitCode {
         }
     };
     reloads.abort_all();
+    end(ending, supervisor, &reloader, &process, &mut signals).await
+}
+
+/// Stops everything, the supervised process first, and says how it went.
+async fn end(
+    ending: Ending,
+    mut supervisor: Supervisor,
+    reloader: &Reloader,
+    process: &ProcessHandle,
+    signals: &mut Signals,
+) -> ExitCode {
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
     match &ending {
         Ending::Asked(name) => info!(signal = name, "stopping"),
+        Ending::Process(code) => info!(code, "the process has ended, stopping"),
         Ending::Failed(reason) => error!(reason, "stopping"),
     }
+    let stop = async {
+        // The process first, for as long as it may take: what it uses is there until it has ended.
+        let mut dropped = supervisor.stop_stage(Stage::Process, process.stop_within()).await;
+        dropped.extend(supervisor.stop(reloader.shutdown_timeout()).await);
+        dropped
+    };
     let dropped = tokio::select! {
-        dropped = supervisor.stop(reloader.shutdown_timeout()) => dropped,
+        dropped = stop => dropped,
         // A second request to stop ends the draining.
         () = signals.stop() => vec!["everything that was left, at the second signal"],
     };
@@ -79,13 +119,16 @@ async fn serve(config: Config, sources: Sources) -> ExitCode {
             if !dropped.is_empty() {
                 complain(&format!("mcpeg: not everything ended in time: {}", dropped.join(", ")));
             }
-            ExitCode::SUCCESS
+            process.exit_code().map_or(ExitCode::SUCCESS, ExitCode::from)
         }
+        Ending::Process(code) => ExitCode::from(code),
     }
 }
 
 enum Ending {
     Asked(&'static str),
+    /// The supervised process has ended for good, with this exit code.
+    Process(u8),
     Failed(String),
 }
 
@@ -100,12 +143,17 @@ async fn all_ready(parts: Vec<(&'static str, crate::lifecycle::Readiness)>) -> V
     reasons
 }
 
-fn announce(listening: &[String], reasons: &[String]) {
+/// `is_short_form`: standard output is the program's.
+fn announce(listening: &[String], reasons: &[String], is_short_form: bool) {
     let mut line = format!("ready: {}", listening.join(", "));
     if !reasons.is_empty() {
         line.push_str(&format!("; not whole: {}", reasons.join("; ")));
     }
-    say(&line);
+    if is_short_form {
+        info!(ready = line, "every part has settled");
+    } else {
+        say(&line);
+    }
     tell_systemd(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&line)]);
 }
 
@@ -119,12 +167,21 @@ fn tell_systemd(states: &[sd_notify::NotifyState<'_>]) {
 enum Asked {
     Stop(&'static str),
     Reload,
+    /// For the supervised process.
+    PassOn {
+        name: &'static str,
+        number: i32,
+    },
 }
 
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    quit: Signal,
+    user1: Signal,
+    user2: Signal,
+    window: Signal,
 }
 
 impl Signals {
@@ -133,6 +190,10 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            quit: signal(SignalKind::quit())?,
+            user1: signal(SignalKind::user_defined1())?,
+            user2: signal(SignalKind::user_defined2())?,
+            window: signal(SignalKind::window_change())?,
         })
     }
 
@@ -141,11 +202,15 @@ impl Signals {
             _ = self.terminate.recv() => Asked::Stop("SIGTERM"),
             _ = self.interrupt.recv() => Asked::Stop("SIGINT"),
             _ = self.hangup.recv() => Asked::Reload,
+            _ = self.quit.recv() => Asked::PassOn { name: "SIGQUIT", number: libc::SIGQUIT },
+            _ = self.user1.recv() => Asked::PassOn { name: "SIGUSR1", number: libc::SIGUSR1 },
+            _ = self.user2.recv() => Asked::PassOn { name: "SIGUSR2", number: libc::SIGUSR2 },
+            _ = self.window.recv() => Asked::PassOn { name: "SIGWINCH", number: libc::SIGWINCH },
         }
     }
 
     async fn stop(&mut self) {
-        while let Asked::Reload = self.next().await {}
+        while !matches!(self.next().await, Asked::Stop(_)) {}
     }
 }
 

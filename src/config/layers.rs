@@ -18,6 +18,8 @@ pub struct Sources {
     pub environment: Option<String>,
     /// `key.path=value`, in the order given.
     pub set: Vec<String>,
+    /// `None`: nothing is going to be run. The program and its arguments of `mcpeg run -- ...`, which may be empty.
+    pub program: Option<Vec<String>>,
     pub variables: Variables,
 }
 
@@ -64,7 +66,7 @@ impl Variables {
 impl Sources {
     /// With this process's environment.
     pub fn from_process(config: Option<PathBuf>, environment: Option<String>, set: Vec<String>) -> Self {
-        Self { config, environment, set, variables: Variables::Process }
+        Self { config, environment, set, program: None, variables: Variables::Process }
     }
 
     pub fn variable(&self, name: &str) -> Option<String> {

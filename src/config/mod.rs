@@ -27,6 +27,7 @@ use serde::Deserialize;
 
 use crate::admin::settings::AdminSettings;
 use crate::mcp::settings::{McpSettings, ServiceSettings, UnixSettings};
+use crate::process::settings::ProcessSettings;
 use crate::render::settings::TemplateSettings;
 use crate::secret::SecretRef;
 use crate::secrets::settings::{SecretsSettings, ServeSettings};
@@ -51,6 +52,8 @@ pub struct Config {
     /// `None`: local programs cannot read secrets.
     pub serve: Option<ServeSettings>,
     pub templates: Vec<TemplateSettings>,
+    /// `None`: no program is supervised.
+    pub process: Option<ProcessSettings>,
     pub mcp: McpSettings,
     pub telemetry: TelemetrySettings,
     pub admin: AdminSettings,
@@ -106,13 +109,14 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     let mut check = Check { tree: &tree, problems };
     check::operation::storage(&raw.storage, &mut check);
     check.unavailable_if(raw.global.memory_limit_mb.is_some(), &["global", "memory_limit_mb"]);
-    check.unavailable_if(raw.process.is_some(), &["process"]);
     let lock_memory = check::operation::security(&raw.security, &mut check);
     let leak_guard = check::operation::leak_guard(&raw.security);
     let redaction = check::operation::redaction(raw.security.redaction, &mut check);
     let serve = raw.secrets.serve.take().map(|serve| check::secrets::serve(serve, folder, &items, &mut check));
     let secrets = check::secrets::settings(raw.secrets, &|name| sources.variable(name), &mut check);
     let templates = check::operation::templates(raw.templates, raw.render, &mut check);
+    let process = check::process::settings(raw.process, sources.program.as_deref(), &secrets, &mut check);
+    check::hooks::supervised(process.is_some(), &templates, &mut check);
     let shutdown_timeout = raw.global.shutdown_timeout.as_ref().map_or(check::seconds(10), |timeout| timeout.0);
     let unix = check::mcp::unix(&mut raw.transports, folder, &mut check);
     let limits = check::mcp::limits(&raw.transports.limits, shutdown_timeout);
@@ -131,6 +135,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
         secrets,
         serve,
         templates,
+        process,
         mcp: McpSettings { unix, services, limits, leak_guard },
         telemetry,
         admin,

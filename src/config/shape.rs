@@ -67,11 +67,15 @@ impl<'a> Shape<'a> {
             return self.check(node, only);
         }
         let untyped_bool = node.as_str().is_some_and(|text| text.parse::<bool>().is_ok());
-        let fits = real.iter().find(|schema| match &node.value {
-            Value::Bool(_) => types_of(schema).contains(&"boolean"),
-            Value::Text(text) if text.untyped && untyped_bool => types_of(schema).contains(&"boolean"),
-            _ => !types_of(schema).contains(&"boolean"),
-        });
+        let kind = match &node.value {
+            Value::Bool(_) => "boolean",
+            Value::Text(text) if text.untyped && untyped_bool => "boolean",
+            Value::Int(_) => "integer",
+            Value::List(_) => "array",
+            _ => "string",
+        };
+        let of_kind = real.iter().find(|schema| types_of(schema).contains(&kind));
+        let fits = of_kind.or_else(|| real.iter().find(|schema| !types_of(schema).contains(&"boolean")));
         fits.is_none_or(|schema| self.check(node, schema))
     }
 

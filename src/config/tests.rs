@@ -2,6 +2,7 @@
 
 mod aws;
 mod hooks;
+mod process;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -280,7 +281,6 @@ fn what_later_versions_serve_is_refused_by_name() {
         r#"version: "1.0"
 global: { memory_limit_mb: 512 }
 transports: { stdio: { enabled: true }, http: { enabled: true } }
-process: { command: [a] }
 telemetry: { logs: { files: [] }, spool: { path: b } }
 storage: { runtime: { type: sqlite }, cache: { type: memory } }
 security: { sandbox: true }
@@ -290,7 +290,6 @@ security: { sandbox: true }
         "`global.memory_limit_mb` is",
         "`transports.stdio.enabled` is",
         "`transports.http` is",
-        "`process` is",
         "`telemetry.logs` is",
         "`telemetry.spool` is",
         "`storage.runtime.type` is",

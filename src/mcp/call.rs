@@ -11,6 +11,7 @@ use super::protocol::{PROMPTS_GET, TOOLS_CALL, code, known_version, method_label
 use super::trace::{self, RequestSpan, Subject, clip};
 use super::upstream::Failure;
 use crate::mcp::message::{Field, Request};
+use crate::output::Shipping;
 use crate::ports::{AuditEvent, AuditLog, AuditRefused, Outcome};
 
 /// Who is at the other end of a connection.
@@ -141,6 +142,8 @@ impl Ending<'_> {
 pub struct Recorder {
     pub audit: Arc<dyn AuditLog>,
     pub metrics: Metrics,
+    /// For what children print.
+    pub shipping: Shipping,
 }
 
 impl Recorder {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::super::settings::{Limits, OnRotate, StdioSettings, UnixSettings};
-use super::super::testing::{Audit, Secrets};
+use super::super::testing::{Audit, Secrets, shipping};
 use super::super::{Identity, build};
 use super::*;
 
@@ -16,6 +16,7 @@ fn settings(folder: &Path, services: &[(&str, &str)]) -> McpSettings {
             argv: vec![program.to_owned()],
             env: BTreeMap::new(),
             working_directory: None,
+            identity: None,
             on_rotate: OnRotate::Restart,
         }),
         timeout: Duration::from_secs(5),
@@ -37,7 +38,7 @@ fn built(settings: McpSettings) -> Result<McpHandle, McpError> {
     let identity = Identity { name: "test".into(), version: "0".into() };
     let meter = opentelemetry::global::meter("test");
     let guard = std::sync::Arc::new(crate::guard::Guard::new().unwrap());
-    build(settings, Secrets::new(&[]), guard, Audit::new(), meter, identity).map(|(handle, _)| handle)
+    build(settings, Secrets::new(&[]), guard, Audit::new(), meter, shipping(), identity).map(|(handle, _)| handle)
 }
 
 fn names(handle: &McpHandle) -> Vec<String> {

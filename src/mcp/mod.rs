@@ -49,6 +49,7 @@ pub use self::upstream::client::ClientError;
 use crate::guard::Guard;
 use crate::lifecycle::{Part, Readiness, Stage};
 use crate::local_socket::SocketError;
+use crate::output::Shipping;
 use crate::ports::{AuditLog, SecretReader};
 
 /// How the aggregate presents itself, to clients and to upstreams.
@@ -73,6 +74,7 @@ pub fn build(
     guard: Arc<Guard>,
     audit: Arc<dyn AuditLog>,
     meter: Meter,
+    shipping: Shipping,
     identity: Identity,
 ) -> Result<(McpHandle, Vec<Part>), McpError> {
     let registry = Registry {
@@ -86,7 +88,7 @@ pub fn build(
         registry: watch::Sender::new(Arc::new(registry)),
         secrets,
         leaks: Arc::new(Leaks::new(guard, settings.leak_guard)),
-        recorder: Arc::new(Recorder { audit, metrics: Metrics::new(&meter) }),
+        recorder: Arc::new(Recorder { audit, metrics: Metrics::new(&meter), shipping }),
         identity,
         connections: Arc::new(AtomicUsize::new(0)),
     });

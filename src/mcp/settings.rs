@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::HeaderName;
 use url::Url;
 
+use crate::child::Identity;
 use crate::secret::SecretText;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -71,6 +72,8 @@ pub struct StdioSettings {
     /// Added to the few variables that a child gets (`PATH`, `HOME`, `LANG`, `TZ`, `TMPDIR`, `USER`, ...).
     pub env: BTreeMap<String, SecretText>,
     pub working_directory: Option<PathBuf>,
+    /// `None`: as the user that mcpeg runs as.
+    pub identity: Option<Identity>,
     pub on_rotate: OnRotate,
 }
 

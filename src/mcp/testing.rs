@@ -10,7 +10,10 @@ use tokio::sync::watch;
 use super::leaks::Leaks;
 use super::settings::LeakAction;
 use crate::guard::Guard;
-use crate::ports::{AuditEvent, AuditLog, AuditRefused, AuditValue, SecretReader, SecretUnavailable};
+use crate::output::Shipping;
+use crate::ports::{
+    AuditEvent, AuditLog, AuditRefused, AuditValue, LogLine, LogSink, Redactor, SecretReader, SecretUnavailable,
+};
 use crate::secret::{Secret, SecretVersion};
 
 /// Secrets of one field, by item.
@@ -98,4 +101,25 @@ fn shown(value: &AuditValue) -> String {
 /// A guard that knows nothing yet, and redacts.
 pub fn leaks() -> Arc<Leaks> {
     Arc::new(Leaks::new(Arc::new(Guard::new().unwrap()), LeakAction::Redact))
+}
+
+/// Lines go to the own log as they are.
+pub fn shipping() -> Shipping {
+    Shipping { redactor: Arc::new(Unseen), sink: Arc::new(Unseen) }
+}
+
+struct Unseen;
+
+impl Redactor for Unseen {
+    fn redact<'a>(&self, bytes: &'a [u8]) -> std::borrow::Cow<'a, [u8]> {
+        bytes.into()
+    }
+
+    fn counts(&self) -> Vec<crate::ports::RedactedCount> {
+        Vec::new()
+    }
+}
+
+impl LogSink for Unseen {
+    fn ship(&self, _line: &LogLine<'_>) {}
 }

@@ -30,7 +30,9 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 use serde_json::json;
 
 use crate::lifecycle::Part;
-use crate::ports::{AuditEvent, AuditLog, AuditRefused, Condition, MetricsText, Redactor, SecretReader, StatusReport};
+use crate::ports::{
+    AuditEvent, AuditLog, AuditRefused, Condition, LogLine, LogSink, MetricsText, Redactor, SecretReader, StatusReport,
+};
 
 use audit::{AuditTrail, StagedAudit};
 pub use error::TelemetryError;
@@ -171,6 +173,12 @@ impl AuditLog for TelemetryHandle {
 
     fn ready(&self) -> Result<(), AuditRefused> {
         self.0.audit.ready()
+    }
+}
+
+impl LogSink for TelemetryHandle {
+    fn ship(&self, line: &LogLine<'_>) {
+        self.0.exports.line(line);
     }
 }
 

@@ -91,11 +91,17 @@ impl Sidecar {
 
     /// Starts it without waiting; gives the lines of its standard output.
     pub fn spawn(folder: Folder, env: &[(&str, &str)]) -> (Self, mpsc::Receiver<String>) {
+        Self::spawn_with(folder, env, &[])
+    }
+
+    /// With more arguments.
+    pub fn spawn_with(folder: Folder, env: &[(&str, &str)], args: &[&str]) -> (Self, mpsc::Receiver<String>) {
         let stderr = fs::File::create(folder.path("stderr.log")).unwrap();
         // A write beyond a limit of the size of files (`limit_files`) fails then, and does not kill.
         let mut child = std::process::Command::new("sh")
             .args(["-c", "trap '' XFSZ; exec \"$@\"", "sh", PROGRAM, "run", "--config"])
             .arg(folder.path("mcpeg.yaml"))
+            .args(args)
             .envs(super::memory::LOOKED_INTO)
             .envs(env.iter().copied())
             .env("RUST_BACKTRACE", "0")

@@ -9,7 +9,9 @@ use super::{Check, join, seconds};
 use crate::config::raw::hooks::{RawHookAction, RawHookHttp, RawHookMethod, RawHookSystemd, RawOnChange};
 use crate::config::raw::scalar::RawDuration;
 use crate::config::units::parse_signal;
-use crate::render::settings::{CommandHook, HttpHook, OnChange, SignalHook, SystemdHook, Validation, Whom};
+use crate::render::settings::{
+    CommandHook, HttpHook, OnChange, SignalHook, SystemdHook, TemplateSettings, Validation, Whom,
+};
 
 pub fn on_change(mut raw: RawOnChange, path: &[&str], check: &mut Check<'_>) -> OnChange {
     let signals = raw.signal.is_some() || raw.pid_file.is_some() || raw.process_name.is_some() || raw.supervised;
@@ -72,8 +74,28 @@ pub fn settle(raw: Option<RawDuration>, path: &[&str], check: &mut Check<'_>) ->
     settle
 }
 
+/// Whoever tells the supervised process has to have one.
+pub fn supervised(is_there: bool, templates: &[TemplateSettings], check: &mut Check<'_>) {
+    let tells = |hook: &Option<OnChange>| {
+        let whom = hook.as_ref().and_then(|hook| hook.signal.as_ref()).map(|signal| &signal.whom);
+        whom.is_some_and(|whom| *whom == Whom::Supervised)
+    };
+    let mut groups = std::collections::BTreeSet::new();
+    for (index, template) in templates.iter().enumerate().filter(|_| !is_there) {
+        let number = index.to_string();
+        if tells(&template.on_change) {
+            check.problem(&["templates", &number, "on_change", "supervised"], "there is no `process` to signal");
+        }
+        if let Some(group) = template.group.as_ref().filter(|group| tells(&group.on_change))
+            && groups.insert(&group.name)
+        {
+            let path = ["render", "groups", &group.name, "on_change", "supervised"];
+            check.problem(&path, "there is no `process` to signal");
+        }
+    }
+}
+
 fn signal(raw: &mut RawOnChange, path: &[&str], check: &mut Check<'_>) -> Option<SignalHook> {
-    check.unavailable_if(raw.supervised, &join(path, &["supervised"]));
     // The first of several.
     let mut whom: Option<(&str, Whom)> = None;
     let named = raw.process_name.take();

@@ -106,6 +106,7 @@ fn stdio(raw: RawServiceFile, check: &mut Check<'_>) -> StdioSettings {
     if let Some(folder) = working_directory.as_ref().filter(|folder| !folder.is_dir()) {
         check.problem(&["working_directory"], format!("{} is not a folder", folder.display()));
     }
+    let identity = super::process::identity(raw.user, raw.group, &[], check);
     let on_rotate = match raw.on_rotate {
         Some(RawOnRotate::Ignore) => OnRotate::Ignore,
         Some(RawOnRotate::Swap) => {
@@ -114,13 +115,15 @@ fn stdio(raw: RawServiceFile, check: &mut Check<'_>) -> StdioSettings {
         }
         Some(RawOnRotate::Restart) | None => OnRotate::Restart,
     };
-    StdioSettings { argv, env, working_directory, on_rotate }
+    StdioSettings { argv, env, working_directory, identity, on_rotate }
 }
 
 fn http(raw: RawServiceFile, check: &mut Check<'_>) -> Option<HttpSettings> {
     refuse_foreign(!raw.env.is_empty(), "env", "command", check);
     refuse_foreign(raw.on_rotate.is_some(), "on_rotate", "command", check);
     refuse_foreign(raw.working_directory.is_some(), "working_directory", "command", check);
+    refuse_foreign(raw.user.is_some(), "user", "command", check);
+    refuse_foreign(raw.group.is_some(), "group", "command", check);
     let ca_file = check.ca_file(&join(&[], &[]), raw.tls);
     let headers = check.headers(&["headers"], raw.headers);
     Some(HttpSettings { url: raw.url?.0, headers, ca_file })

@@ -8,6 +8,7 @@ pub mod groups;
 pub mod hooks;
 pub mod mcp;
 pub mod operation;
+pub mod process;
 pub mod secrets;
 pub mod telemetry;
 pub mod vault;

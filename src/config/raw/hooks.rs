@@ -40,7 +40,7 @@ pub struct RawOnChange {
     pub pid_file: Option<RawPath>,
     /// Every process of this name in mcpeg's own pid namespace that it may signal.
     pub process_name: Option<String>,
-    /// Not available in this version: `true`. The program of `process`.
+    /// The program that `process` runs. While it does not run there is nobody to tell: its next start reads what is there.
     #[serde(default)]
     pub supervised: bool,
     /// Program and arguments; no shell.

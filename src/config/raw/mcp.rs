@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::scalar::{RawDuration, RawGlob, RawMode, RawPath, RawSecretText, RawUrl};
+use super::scalar::{RawAccount, RawDuration, RawGlob, RawMode, RawPath, RawSecretText, RawUrl};
 use super::secrets::RawTls;
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -105,6 +105,10 @@ pub struct RawServiceFile {
     pub env: BTreeMap<String, RawSecretText>,
     /// The child's working directory. Default: mcpeg's own.
     pub working_directory: Option<RawPath>,
+    /// The user that the child runs as, by name or number. Default: mcpeg's own. Needs CAP_SETUID, CAP_SETGID and CAP_KILL.
+    pub user: Option<RawAccount>,
+    /// The child's only group, by name or number. Default: the user's.
+    pub group: Option<RawAccount>,
     /// Headers of each request to the upstream.
     #[serde(default)]
     pub headers: BTreeMap<String, RawSecretText>,

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::hooks::RawOnChange;
-use super::scalar::{RawDuration, RawMode, RawPath, RawSecretText, RawSize};
+use super::scalar::{RawAccount, RawDuration, RawMode, RawPath, RawSecretText, RawSignal, RawSize};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -39,22 +39,101 @@ pub struct RawTemplate {
     pub group: Option<String>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawProcess {
+    /// Program and arguments; no shell. May be left out where it is given as `mcpeg run -- PROGRAM ARGUMENTS`, which wins.
     #[schemars(length(min = 1))]
-    pub command: Vec<String>,
+    pub command: Option<Vec<String>>,
+    /// Variables of the process.
     #[serde(default)]
     pub env: BTreeMap<String, RawSecretText>,
+    /// Which of mcpeg's own variables it gets besides: all that hold no credential of mcpeg, none, or those named. Default: `true`.
+    pub inherit_env: Option<RawInheritEnv>,
+    /// What happens when a secret of `env` changes. Default: `restart`.
     pub on_change: Option<RawProcessOnChange>,
+    /// Sent to the process by `on_change: signal`. Default: `SIGHUP`.
+    pub signal: Option<RawSignal>,
+    /// Default: mcpeg's own.
+    pub working_directory: Option<RawPath>,
+    /// The user that the process runs as, by name or number. Default: mcpeg's own. Needs CAP_SETUID, CAP_SETGID and CAP_KILL.
+    pub user: Option<RawAccount>,
+    /// Its only group, by name or number. Default: the user's.
+    pub group: Option<RawAccount>,
+    #[serde(default)]
+    pub restart: RawRestart,
+    /// Sent to the process group to end it. Default: `SIGTERM`.
+    pub stop_signal: Option<RawSignal>,
+    /// How long it may take to end before SIGKILL. Default: `10s`.
+    pub stop_timeout: Option<RawDuration>,
+    /// Default: `log`, for `mcpeg run -- PROGRAM` `inherit`.
+    pub output: Option<RawOutput>,
+    #[serde(default)]
+    pub log: RawProcessLog,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum RawInheritEnv {
+    All(bool),
+    Names(Vec<String>),
 }
 
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RawProcessOnChange {
+    /// It is stopped and started with the new values.
     Restart,
+    /// It gets `signal`; its environment stays as it is.
     Signal,
+    /// The next start has the new values.
     Ignore,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawOutput {
+    /// It writes to mcpeg's own standard output and error; nothing is read.
+    Inherit,
+    /// Its lines become lines of the own log and OTLP log records.
+    Log,
+    /// Its lines go to mcpeg's standard output and error, and become OTLP log records.
+    Both,
+}
+
+/// What happens when the process ends by itself.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawRestart {
+    /// Default: `on-failure`, for `mcpeg run -- PROGRAM` `never`.
+    pub policy: Option<RawRestartPolicy>,
+    /// The wait before the first start anew; it doubles with each failure in a row. Default: `1s`.
+    pub initial_backoff: Option<RawDuration>,
+    /// The longest wait; who runs for longer starts with the first again. Default: `1m`.
+    pub max_backoff: Option<RawDuration>,
+    /// Failures in a row that are followed by a start anew. Default: no limit.
+    pub max_restarts: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RawRestartPolicy {
+    Always,
+    /// A status other than 0, or a signal.
+    OnFailure,
+    Never,
+}
+
+/// Bounds of what is taken from the process's output.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawProcessLog {
+    /// The rest of a longer line is left out. Default: 16384.
+    #[schemars(range(min = 64, max = 262144))]
+    pub max_line_bytes: Option<u32>,
+    /// Lines beyond are counted and left out of log and records. Default: 1000.
+    #[schemars(range(min = 1, max = 1000000))]
+    pub max_lines_per_second: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]

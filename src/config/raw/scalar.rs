@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, Visitor};
 use url::Url;
 
 use crate::config::units;
@@ -72,6 +73,14 @@ scalar!(
     /// A name in which `*` stands for any characters.
     RawGlob(String), "glob", {"type": "string", "format": "glob"}, |text| Some(text.to_owned())
 );
+
+/// The name or the number of a user or a group of the system.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum RawAccount {
+    Id(u32),
+    Name(String),
+}
 
 impl RawPath {
     /// `None` for the empty path, which stands for "not set".

@@ -90,7 +90,7 @@ templates:
         (12, "there is no group `real`"),
         (13, "`pid_file` says already whom to signal"),
         (13, "expected `250ms` to `5s`"),
-        (14, "supervised` is not available in this version"),
+        (14, "there is no `process` to signal"),
         (14, "there is no `command`"),
         (17, "an address may not hold a user or a password"),
         (15, "over a socket the URL's scheme is `http`"),

@@ -13,7 +13,7 @@ use crate::mcp::call::Recorder;
 use crate::mcp::metrics::Metrics;
 use crate::mcp::service::Service;
 use crate::mcp::settings::{Limits, OnRotate, StdioSettings, UpstreamSettings};
-use crate::mcp::testing::{Audit, Secrets};
+use crate::mcp::testing::{Audit, Secrets, shipping};
 use crate::secret::{Part, SecretRef, SecretText};
 
 /// Answers `initialize` and `whoami` with its pid and its token, `die` by dying, `mute` not at all, and anything else with the line itself.
@@ -46,6 +46,7 @@ impl Client {
             argv: ["sh", "-c", command].map(str::to_owned).to_vec(),
             env: BTreeMap::from([("TOKEN".to_owned(), SecretText::new(vec![reference]))]),
             working_directory: None,
+            identity: None,
             on_rotate: OnRotate::Restart,
         });
         let service = Arc::new(Service::new("s", ServiceSettings { upstream, timeout }).unwrap());
@@ -53,7 +54,7 @@ impl Client {
         let metrics = Metrics::new(&opentelemetry::global::meter("test"));
         let limits =
             Limits { max_connections: 1, max_message_bytes: 1 << 20, max_in_flight: 3, drain: Duration::from_secs(1) };
-        let recorder = Arc::new(Recorder { audit: audit.clone(), metrics });
+        let recorder = Arc::new(Recorder { audit: audit.clone(), metrics, shipping: shipping() });
         let around = Surroundings {
             service: service.clone(),
             secrets: secrets.clone(),

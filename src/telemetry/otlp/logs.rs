@@ -7,27 +7,35 @@ use tracing::warn;
 use crate::telemetry::metrics::{Reason, Signal};
 use crate::telemetry::spool::{Batch, BatchLimit, RecordQueue};
 
-use super::Exports;
 use super::answer::{Answer, Trouble};
 use super::pump::Source;
 use super::wire::Wire;
+use super::{Exports, Records};
+
+/// Which of the records.
+pub type Of = fn(&Exports) -> &Records;
 
 pub struct LogSource {
     exports: Arc<Exports>,
+    of: Of,
     limit: BatchLimit,
     /// Failures in a row that may be the batch's own fault.
     doubts: u32,
 }
 
 impl LogSource {
-    pub fn new(exports: Arc<Exports>) -> Self {
-        Self { exports, limit: LARGEST, doubts: 0 }
+    pub fn new(exports: Arc<Exports>, of: Of) -> Self {
+        Self { exports, of, limit: LARGEST, doubts: 0 }
+    }
+
+    fn records(&self) -> &Records {
+        (self.of)(&self.exports)
     }
 
     /// Gives a batch up, counted.
     fn give_up(&mut self, batch: &Batch, reason: Reason, why: &str) {
         let count = batch.records.len() as u64;
-        self.exports.queue.acknowledge(batch);
+        self.records().queue.acknowledge(batch);
         self.exports.drop_counted(Signal::Logs, reason, count);
         warn!(records = count, reason = reason.as_str(), answer = why, "the collector did not take log records");
         self.doubts = 0;
@@ -50,22 +58,22 @@ impl Source for LogSource {
     const SIGNAL: Signal = Signal::Logs;
 
     fn waiting(&self) -> u64 {
-        self.exports.queue.depth().records as u64
+        self.records().queue.depth().records as u64
     }
 
     async fn arrived(&self) {
-        self.exports.queue.appended().await;
+        self.records().queue.appended().await;
     }
 
     async fn send(&mut self, wire: &Wire) -> Result<(), Trouble> {
-        let Some(batch) = self.exports.queue.next_batch(self.limit) else { return Ok(()) };
-        let request = self.exports.frame.request(&batch.records);
+        let Some(batch) = self.records().queue.next_batch(self.limit) else { return Ok(()) };
+        let request = self.records().frame.request(&batch.records);
         let (answer, rejected) = wire.send_logs(request).await;
         match answer {
             Answer::Delivered => {
                 let count = batch.records.len() as u64;
                 let rejected = rejected.min(count);
-                self.exports.queue.acknowledge(&batch);
+                self.records().queue.acknowledge(&batch);
                 self.exports.tallies.exported(Signal::Logs, count - rejected);
                 if rejected > 0 {
                     self.exports.drop_counted(Signal::Logs, Reason::Rejected, rejected);

@@ -22,13 +22,14 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use opentelemetry_sdk::Resource;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::lifecycle::{Part, Readiness, Stage};
-use crate::ports::{AuditEvent, Condition, Redactor};
+use crate::ports::{AuditEvent, Condition, LogLine, Redactor};
 
 use super::metrics::{ExportTimes, Reason, Signal, Tallies};
 use super::reader::SharedReader;
@@ -43,14 +44,21 @@ pub use spans::{Ratio, SpanQueue, provider};
 /// What is on its way to the collector, shared by those who add to it and those who send.
 pub struct Exports {
     pub spans: SpanQueue,
-    queue: MemoryQueue,
+    audit: Records,
+    /// Apart, so that a program that prints much does not force audit events out.
+    lines: Records,
     encoder: RecordEncoder,
-    frame: RequestFrame,
     resource: Resource,
     tallies: Arc<Tallies>,
     health: Arc<Health>,
     plan: watch::Sender<Option<Arc<Plan>>>,
     interval: watch::Sender<Option<Duration>>,
+}
+
+/// Log records of one kind on their way.
+struct Records {
+    queue: MemoryQueue,
+    frame: RequestFrame,
 }
 
 impl Exports {
@@ -66,9 +74,9 @@ impl Exports {
         let capacity = plan.as_ref().map_or(1, |plan| plan.settings.queue_records);
         Self {
             spans: SpanQueue::new(tallies.clone(), redactor),
-            queue: MemoryQueue::new(capacity),
+            audit: Records { queue: MemoryQueue::new(capacity), frame: RequestFrame::new(&resource, "mcpeg.audit") },
+            lines: Records { queue: MemoryQueue::new(capacity), frame: RequestFrame::new(&resource, "mcpeg.process") },
             encoder: RecordEncoder::new(run),
-            frame: RequestFrame::new(&resource),
             resource,
             tallies,
             health: Arc::default(),
@@ -82,7 +90,18 @@ impl Exports {
         if self.plan.borrow().is_none() {
             return;
         }
-        let dropped = self.queue.append(self.encoder.encode(event, seq));
+        self.append(&self.audit, self.encoder.encode(event, seq));
+    }
+
+    /// Queues a line that a program has printed. Does nothing when no collector is configured.
+    pub fn line(&self, line: &LogLine<'_>) {
+        if self.plan.borrow().is_some() {
+            self.append(&self.lines, self.encoder.encode_line(line));
+        }
+    }
+
+    fn append(&self, records: &Records, record: Bytes) {
+        let dropped = records.queue.append(record);
         if dropped > 0 {
             self.drop_counted(Signal::Logs, Reason::QueueFull, dropped);
         }
@@ -91,7 +110,8 @@ impl Exports {
     /// Puts another collector, or none, in the place of the present one.
     pub fn change(&self, plan: Option<Plan>, interval: Option<Duration>) {
         if let Some(plan) = &plan {
-            self.queue.set_capacity(plan.settings.queue_records);
+            self.audit.queue.set_capacity(plan.settings.queue_records);
+            self.lines.queue.set_capacity(plan.settings.queue_records);
         }
         self.plan.send_replace(plan.map(Arc::new));
         self.change_interval(interval);
@@ -104,7 +124,7 @@ impl Exports {
 
     pub fn waiting(&self, signal: Signal) -> u64 {
         match signal {
-            Signal::Logs => self.queue.depth().records as u64,
+            Signal::Logs => (self.audit.queue.depth().records + self.lines.queue.depth().records) as u64,
             Signal::Traces => self.spans.len() as u64,
             Signal::Metrics => 0,
         }
@@ -142,8 +162,8 @@ impl Exports {
 pub fn part(exports: Arc<Exports>, reader: SharedReader, times: ExportTimes) -> Part {
     Part::new("otlp export", Stage::Telemetry, Readiness::immediate(), move |shutdown| async move {
         let link = || wire::Link::new(exports.plan.subscribe());
-        let logs = pump::Pump {
-            source: logs::LogSource::new(exports.clone()),
+        let logs = |of: logs::Of| pump::Pump {
+            source: logs::LogSource::new(exports.clone(), of),
             link: link(),
             backoff: backoff::Backoff::default(),
             health: exports.health.clone(),
@@ -162,10 +182,11 @@ pub fn part(exports: Arc<Exports>, reader: SharedReader, times: ExportTimes) -> 
             interval: exports.interval.subscribe(),
             link: link(),
             backoff: backoff::Backoff::default(),
-            times,
+            times: times.clone(),
         };
         let mut tasks = JoinSet::new();
-        tasks.spawn(logs.run(shutdown.clone()));
+        tasks.spawn(logs(|exports| &exports.audit).run(shutdown.clone()));
+        tasks.spawn(logs(|exports| &exports.lines).run(shutdown.clone()));
         tasks.spawn(spans.run(shutdown.clone()));
         tasks.spawn(metrics.run(shutdown));
         while let Some(ended) = tasks.join_next().await {

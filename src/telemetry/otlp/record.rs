@@ -1,9 +1,10 @@
-//! Audit events as OTLP log records, and encoded records as one export request.
+//! Audit events and lines of programs as OTLP log records, and encoded records as one export request.
 //!
-//! A record waits encoded. A request is put together from encoded records without decoding them: each stands as field 2 of one
+//! A record waits encoded, in the queue of its kind. A request is put together from encoded records without decoding them: each stands as field 2 of one
 //! `ScopeLogs`, which is field 2 of one `ResourceLogs`, which is field 1 of the request (opentelemetry-proto, `logs/v1/logs.proto` and
 //! `collector/logs/v1/logs_service.proto`).
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -14,18 +15,20 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
 use prost::Message;
 
-use crate::ports::{AuditEvent, AuditValue, Outcome};
+use crate::ports::{AuditEvent, AuditValue, LogLine, LogOrigin, Outcome};
 use crate::telemetry::audit::bounded;
 
 /// Encodes events. `log.record.uid` is made of the run and the number, so that a record that arrives twice can be known.
 pub struct RecordEncoder {
     run: String,
+    /// Lines that were encoded so far.
+    lines: AtomicU64,
 }
 
 impl RecordEncoder {
     /// `run` tells this process's records from those of any other.
     pub fn new(run: String) -> Self {
-        Self { run }
+        Self { run, lines: AtomicU64::new(0) }
     }
 
     pub fn encode(&self, event: &AuditEvent, seq: u64) -> Bytes {
@@ -54,6 +57,29 @@ impl RecordEncoder {
         };
         record.encode_to_vec().into()
     }
+
+    /// A line that a program has printed.
+    pub fn encode_line(&self, line: &LogLine<'_>) -> Bytes {
+        let origin = match line.origin {
+            LogOrigin::Process(program) => key_value("process.executable.name", Value::StringValue(program.to_owned())),
+            LogOrigin::Service(service) => key_value("mcpeg.service", Value::StringValue(service.to_owned())),
+        };
+        let number = self.lines.fetch_add(1, Ordering::Relaxed);
+        let attributes = vec![
+            origin,
+            key_value("log.iostream", Value::StringValue(line.stream.to_owned())),
+            key_value("process.pid", Value::IntValue(i64::from(line.pid))),
+            key_value("log.record.uid", Value::StringValue(format!("{}-line-{number}", self.run))),
+        ];
+        let record = LogRecord {
+            time_unix_nano: nanos(line.time),
+            observed_time_unix_nano: nanos(SystemTime::now()),
+            body: Some(AnyValue { value: Some(Value::StringValue(line.text.to_owned())) }),
+            attributes,
+            ..LogRecord::default()
+        };
+        record.encode_to_vec().into()
+    }
 }
 
 /// What every request of this process begins with.
@@ -65,11 +91,12 @@ pub struct RequestFrame {
 }
 
 impl RequestFrame {
-    pub fn new(resource: &opentelemetry_sdk::Resource) -> Self {
+    /// `scope` says what kind of records they are.
+    pub fn new(resource: &opentelemetry_sdk::Resource, scope: &str) -> Self {
         let resource = ResourceAttributesWithSchema::from(resource);
         let resource = Resource { attributes: resource.attributes.0, ..Resource::default() };
         let scope = InstrumentationScope {
-            name: "mcpeg.audit".into(),
+            name: scope.into(),
             version: env!("CARGO_PKG_VERSION").into(),
             ..InstrumentationScope::default()
         };
@@ -163,7 +190,7 @@ mod tests {
         let records: Vec<Bytes> = (1..=300).map(|seq| encoder.encode(&event, seq)).collect();
         let resource =
             opentelemetry_sdk::Resource::builder_empty().with_attributes([Attribute::new("service.name", "m")]).build();
-        let body = RequestFrame::new(&resource).request(&records);
+        let body = RequestFrame::new(&resource, "mcpeg.audit").request(&records);
 
         let request = ExportLogsServiceRequest::decode(body.clone()).unwrap();
         assert_eq!(request.encode_to_vec(), body);
@@ -182,5 +209,19 @@ mod tests {
         assert_eq!(value("mcpeg.audit.seq"), Some(Value::IntValue(300)));
         assert_eq!(value("log.record.uid"), Some(Value::StringValue("run1-300".into())));
         assert_eq!(value("mcpeg.audit.outcome"), Some(Value::StringValue("denied".into())));
+    }
+    #[test]
+    fn a_line_of_a_program_says_whose_it_is() {
+        let line = LogLine {
+            time: SystemTime::now(),
+            origin: LogOrigin::Process("agent"),
+            stream: "stdout",
+            pid: 7,
+            text: "hello",
+        };
+        let record = LogRecord::decode(RecordEncoder::new("run1".into()).encode_line(&line)).unwrap();
+        let keys: Vec<&str> = record.attributes.iter().map(|pair| pair.key.as_str()).collect();
+        assert_eq!(keys, ["process.executable.name", "log.iostream", "process.pid", "log.record.uid"]);
+        assert_eq!(record.body.unwrap().value, Some(Value::StringValue("hello".into())));
     }
 }

@@ -14,7 +14,7 @@ use crate::mcp::message::{AnswerBody, Message, parse};
 use crate::mcp::metrics::Metrics;
 use crate::mcp::service::Service;
 use crate::mcp::settings::Limits;
-use crate::mcp::testing::{Audit, Secrets};
+use crate::mcp::testing::{Audit, Secrets, shipping};
 
 #[derive(Clone)]
 struct Asked {
@@ -126,7 +126,7 @@ impl Rig {
         let metrics = Metrics::new(&opentelemetry::global::meter("test"));
         let limits =
             Limits { max_connections: 1, max_message_bytes: 1 << 20, max_in_flight: 2, drain: Duration::from_secs(1) };
-        let recorder = Arc::new(Recorder { audit: Audit::new(), metrics });
+        let recorder = Arc::new(Recorder { audit: Audit::new(), metrics, shipping: shipping() });
         let around = Surroundings {
             service: service.clone(),
             secrets: Secrets::new(&[]),

@@ -19,8 +19,8 @@ impl StdioUpstream {
     /// Starts a child: tells it the session again if there is one, else gives it what is held.
     pub(super) fn start(&mut self) {
         let UpstreamSettings::Stdio(settings) = &self.settings.upstream else { return };
-        let Surroundings { service, secrets, leaks, limits, .. } = &self.around;
-        match Process::spawn(settings, service, &**secrets, &leaks.guard, limits.max_message_bytes) {
+        let Surroundings { service, secrets, limits, recorder, .. } = &self.around;
+        match Process::spawn(settings, service, &**secrets, &recorder.shipping, limits.max_message_bytes) {
             Ok(process) => self.started(Box::new(process)),
             Err(error) => {
                 let failure = Failure::new(&service.name, "upstream_not_started", error);
@@ -203,7 +203,7 @@ pub(super) async fn ending(process: &mut Process, deadline: &mut Pin<Box<Sleep>>
             () = deadline => {}
         }
     }
-    Step::Reaped(process.leader.reap().await)
+    Step::Reaped(crate::child::describe(process.leader.reap().await))
 }
 
 /// How long a child is given to end by itself once its output has ended, and to say its last words once it has.
