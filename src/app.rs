@@ -24,6 +24,7 @@ pub struct App {
     pub telemetry: TelemetryHandle,
     /// What is listened on, in words.
     pub listening: Vec<String>,
+    pub mcp: McpHandle,
     /// To be filled when the supervisor has started: what `/readyz` asks.
     pub readiness: Arc<OnceLock<Vec<(&'static str, Readiness)>>>,
 }
@@ -88,7 +89,7 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
     let event = AuditEvent::new("config.loaded", Outcome::Success)
         .with("mcpeg.config.files", config.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>());
     audit.record(event)?;
-    Ok(App { parts, reloader, telemetry, listening: listening(&mcp, &serve, &admin), readiness })
+    Ok(App { parts, reloader, telemetry, listening: listening(&mcp, &serve, &admin), mcp, readiness })
 }
 
 fn surface(
@@ -130,7 +131,9 @@ fn reload_part(reloader: Arc<Reloader>) -> Part {
 
 fn listening(mcp: &McpHandle, serve: &ServeHandle, admin: &AdminHandle) -> Vec<String> {
     let sockets = mcp.sockets().into_iter().map(|(name, path)| format!("mcp {name} unix:{}", path.display()));
-    let sockets = sockets.chain(serve.address().map(|address| format!("secrets {address}")));
+    let sockets = sockets
+        .chain(mcp.url().map(|url| format!("mcp {url}")))
+        .chain(serve.address().map(|address| format!("secrets {address}")));
     sockets.chain(admin.addresses().into_iter().map(|address| format!("admin {address}"))).collect()
 }
 

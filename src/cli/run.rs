@@ -20,6 +20,7 @@ pub fn run(sources: Sources) -> ExitCode {
 }
 
 async fn serve(config: Config, sources: Sources) -> ExitCode {
+    let stdio = config.mcp.stdio;
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
         Err(error) => return failed(&format!("signals cannot be received: {error}")),
@@ -28,7 +29,7 @@ async fn serve(config: Config, sources: Sources) -> ExitCode {
         Ok(app) => app,
         Err(error) => return failed(&format!("starting failed: {error}")),
     };
-    let App { parts, reloader, telemetry: _telemetry, listening, readiness } = app;
+    let App { parts, reloader, telemetry: _telemetry, listening, mcp, readiness } = app;
     let mut supervisor = Supervisor::start(parts);
     // Set once, here.
     let _ = readiness.set(supervisor.readiness());
@@ -40,8 +41,9 @@ async fn serve(config: Config, sources: Sources) -> ExitCode {
         tokio::select! {
             reasons = all_ready(every_part), if !announced => {
                 announced = true;
-                announce(&listening, &reasons);
+                announce(&listening, &reasons, stdio);
             }
+            () = mcp.stdio_ended() => break Ending::Asked("end of input"),
             failure = supervisor.failure() => break Ending::Failed(failure.to_string()),
             asked = signals.next() => match asked {
                 Asked::Stop(name) => break Ending::Asked(name),
@@ -99,12 +101,17 @@ async fn all_ready(parts: Vec<(&'static str, crate::lifecycle::Readiness)>) -> V
     reasons
 }
 
-fn announce(listening: &[String], reasons: &[String]) {
+/// `stdio`: standard output belongs to the client.
+fn announce(listening: &[String], reasons: &[String], stdio: bool) {
     let mut line = format!("ready: {}", listening.join(", "));
     if !reasons.is_empty() {
         line.push_str(&format!("; not whole: {}", reasons.join("; ")));
     }
-    say(&line);
+    if stdio {
+        complain(&line)
+    } else {
+        say(&line)
+    }
     tell_systemd(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Status(&line)]);
 }
 

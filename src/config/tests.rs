@@ -230,7 +230,6 @@ fn what_later_versions_serve_is_refused_by_name() {
     let found = problems_of(
         r#"version: "1.0"
 global: { memory_limit_mb: 512 }
-transports: { stdio: { enabled: true }, http: { enabled: true } }
 secrets:
   providers: { cloud: { type: aws-secrets-manager, region: eu-west-1 } }
 process: { command: [a] }
@@ -241,8 +240,6 @@ security: { leak_guard: redact, sandbox: true }
     );
     for name in [
         "`global.memory_limit_mb` is",
-        "`transports.stdio.enabled` is",
-        "`transports.http` is",
         "type `aws-secrets-manager` is",
         "`process` is",
         "`telemetry.logs` is",
@@ -255,7 +252,7 @@ security: { leak_guard: redact, sandbox: true }
         let said = found.iter().any(|line| line.contains(name) && line.contains("not available in this version"));
         assert!(said, "{name}: {found:#?}");
     }
-    assert_eq!(found.len(), 11);
+    assert_eq!(found.len(), 9);
 }
 
 #[test]
@@ -286,7 +283,7 @@ fn what_would_have_no_effect_is_refused() {
     let folder = Folder::with(&[
         (
             "mcpeg.yaml",
-            "version: \"1.0\"\ntransports: { http: { port: 1 } }\nstorage: { runtime: { type: memory, path: a } }\nservices: { a: { config_file: a.yaml } }\n",
+            "version: \"1.0\"\nstorage: { runtime: { type: memory, path: a } }\nservices: { a: { config_file: a.yaml } }\n",
         ),
         (
             "a.yaml",
@@ -294,13 +291,9 @@ fn what_would_have_no_effect_is_refused() {
         ),
     ]);
     let found = folder.problems(&folder.sources()).join("\n");
-    for words in [
-        "`transports.http` is not",
-        "`storage.runtime.path` is not",
-        "`tls` belongs to",
-        "expected a duration",
-        "`circuit_breaker` is not",
-    ] {
+    for words in
+        ["`storage.runtime.path` is not", "`tls` belongs to", "expected a duration", "`circuit_breaker` is not"]
+    {
         assert!(found.contains(words), "{words}: {found}");
     }
 }
