@@ -6,6 +6,7 @@
 mod architecture;
 mod auth;
 mod examples;
+mod http;
 mod leases;
 mod mcp;
 mod memory;

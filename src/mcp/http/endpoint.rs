@@ -42,26 +42,41 @@ impl Context {
     pub async fn respond(&self, request: Request<Incoming>) -> Reply {
         let (mut parts, body) = request.into_parts();
         let registry = self.shared.registry.borrow().clone();
-        if self.tcp
-            && let Some(refused) = self.check_access(&mut parts, &registry)
-        {
-            return refused;
-        }
-        let Some(target) = self.endpoint(parts.uri.path(), &registry) else {
-            return reply::refused(
-                StatusCode::NOT_FOUND,
-                "there is no such endpoint: /mcp has all services, /mcp/NAME has one",
-            );
+        let (target, line) = match self.admit(&mut parts, &registry) {
+            Ok(target) if parts.method == Method::POST => match self.message(body, &registry).await {
+                Ok(line) => (target, line),
+                Err(refused) => return refused,
+            },
+            Ok(target) => (target, Bytes::new()),
+            Err(refused) => {
+                read_away(body).await;
+                return refused;
+            }
         };
         match parts.method {
-            Method::POST => match self.message(&parts.headers, body, &registry).await {
-                Ok(line) => self.post(&parts.headers, line, &target).await,
-                Err(refused) => refused,
-            },
+            Method::POST => self.post(&parts.headers, line, &target).await,
             Method::GET => self.get(&parts.headers, &target).await,
             Method::DELETE => self.delete(&parts.headers, &target),
             _ => reply::not_allowed("GET, POST, DELETE"),
         }
+    }
+
+    /// What can be judged before the body is read.
+    fn admit(&self, parts: &mut Parts, registry: &Registry) -> Result<Target, Reply> {
+        if self.tcp
+            && let Some(refused) = self.check_access(parts, registry)
+        {
+            return Err(refused);
+        }
+        let unknown = || {
+            let message = "there is no such endpoint: /mcp has all services, /mcp/NAME has one";
+            reply::refused(StatusCode::NOT_FOUND, message)
+        };
+        let target = self.endpoint(parts.uri.path(), registry).ok_or_else(unknown)?;
+        if parts.method == Method::POST {
+            self.check_headers(&parts.headers, registry)?;
+        }
+        Ok(target)
     }
 
     fn check_access(&self, parts: &mut Parts, registry: &Registry) -> Option<Reply> {
@@ -94,28 +109,30 @@ impl Context {
         }
     }
 
-    /// The body as one line.
-    async fn message(&self, headers: &HeaderMap, body: Incoming, registry: &Registry) -> Result<Bytes, Reply> {
-        if !names(headers, &CONTENT_TYPE, &["application/json"]) {
+    fn check_headers(&self, headers: &HeaderMap, registry: &Registry) -> Result<(), Reply> {
+        if !names(headers, &CONTENT_TYPE, "application/json") {
             return Err(reply::refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json"));
         }
-        let both = names(headers, &ACCEPT, &["application/json"]) && names(headers, &ACCEPT, &["text/event-stream"]);
-        if !both {
+        if !names(headers, &ACCEPT, "application/json") || !names(headers, &ACCEPT, "text/event-stream") {
             let message = "Accept must name application/json and text/event-stream";
             return Err(reply::refused(StatusCode::NOT_ACCEPTABLE, message));
         }
-        let limit = registry.limits.max_message_bytes;
-        let too_large = || {
-            self.refused(None, "message_too_large");
-            reply::refused(StatusCode::PAYLOAD_TOO_LARGE, &format!("the message is larger than {limit} bytes"))
-        };
         let announced = access::text(headers, &CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
-        if announced.is_some_and(|length| length > limit) {
-            return Err(too_large());
-        }
+        let limit = registry.limits.max_message_bytes;
+        if announced.is_some_and(|length| length > limit) { Err(self.too_large(limit)) } else { Ok(()) }
+    }
+
+    fn too_large(&self, limit: usize) -> Reply {
+        self.refused(None, "message_too_large");
+        reply::refused(StatusCode::PAYLOAD_TOO_LARGE, &format!("the message is larger than {limit} bytes"))
+    }
+
+    /// The body as one line.
+    async fn message(&self, body: Incoming, registry: &Registry) -> Result<Bytes, Reply> {
+        let limit = registry.limits.max_message_bytes;
         match timeout(BODY_WITHIN, Limited::new(body, limit).collect()).await {
             Ok(Ok(body)) => Ok(one_line(body.to_bytes())),
-            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(self.too_large(limit)),
             Ok(Err(_)) => Err(reply::refused(StatusCode::BAD_REQUEST, "the body broke off")),
             Err(_) => Err(reply::refused(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
         }
@@ -244,7 +261,7 @@ impl Context {
         {
             return reply::not_allowed("POST");
         }
-        if !names(headers, &ACCEPT, &["text/event-stream"]) {
+        if !names(headers, &ACCEPT, "text/event-stream") {
             return reply::refused(StatusCode::NOT_ACCEPTABLE, "Accept must name text/event-stream");
         }
         let session = match self.session(headers, target) {
@@ -365,21 +382,24 @@ fn gone(request: &Asked<'_>) -> Reply {
     reply::error(StatusCode::SERVICE_UNAVAILABLE, Some(request.id), code::UPSTREAM_FAILED, message, None)
 }
 
-/// Whether a header lists one of the media types, or any.
-fn names(headers: &HeaderMap, name: &HeaderName, wanted: &[&str]) -> bool {
+/// Who still sends its body when it is answered may never see the answer.
+async fn read_away(body: Incoming) {
+    let _ = timeout(READ_AWAY_WITHIN, Limited::new(body, READ_AWAY).collect()).await;
+}
+
+/// Whether a header lists a media type, or any.
+fn names(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
+    let kind = wanted.split_once('/').map_or(wanted, |(kind, _)| kind);
     let listed = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    let types =
+    let mut types =
         listed.flat_map(|value| value.split(',')).map(|media| media.split(';').next().unwrap_or_default().trim());
-    types.into_iter().any(|media| {
-        wanted.iter().any(|wanted| {
-            let of_kind = wanted.split_once('/').map(|(kind, _)| format!("{kind}/*"));
-            media.eq_ignore_ascii_case(wanted) || media == "*/*" || of_kind.as_deref() == Some(media)
-        })
-    })
+    types.any(|media| media.eq_ignore_ascii_case(wanted) || media == "*/*" || media.strip_suffix("/*") == Some(kind))
 }
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+const READ_AWAY: usize = 64 * 1024;
+const READ_AWAY_WITHIN: Duration = Duration::from_secs(1);
 const BODY_WITHIN: Duration = Duration::from_secs(60);
 /// An answer that takes longer becomes a stream, so that the connection is seen to be alive.
 const COMMIT: Duration = Duration::from_secs(5);
