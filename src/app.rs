@@ -25,6 +25,8 @@ pub struct App {
     /// What is listened on, in words.
     pub listening: Vec<String>,
     pub mcp: McpHandle,
+    /// Standard output belongs to an MCP client.
+    pub stdio: bool,
     /// To be filled when the supervisor has started: what `/readyz` asks.
     pub readiness: Arc<OnceLock<Vec<(&'static str, Readiness)>>>,
 }
@@ -89,7 +91,15 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
     let event = AuditEvent::new("config.loaded", Outcome::Success)
         .with("mcpeg.config.files", config.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>());
     audit.record(event)?;
-    Ok(App { parts, reloader, telemetry, listening: listening(&mcp, &serve, &admin), mcp, readiness })
+    Ok(App {
+        parts,
+        reloader,
+        telemetry,
+        listening: listening(&mcp, &serve, &admin),
+        mcp,
+        stdio: config.mcp.stdio,
+        readiness,
+    })
 }
 
 fn surface(

@@ -20,7 +20,6 @@ pub fn run(sources: Sources) -> ExitCode {
 }
 
 async fn serve(config: Config, sources: Sources) -> ExitCode {
-    let stdio = config.mcp.stdio;
     let mut signals = match Signals::new() {
         Ok(signals) => signals,
         Err(error) => return failed(&format!("signals cannot be received: {error}")),
@@ -29,7 +28,7 @@ async fn serve(config: Config, sources: Sources) -> ExitCode {
         Ok(app) => app,
         Err(error) => return failed(&format!("starting failed: {error}")),
     };
-    let App { parts, reloader, telemetry: _telemetry, listening, mcp, readiness } = app;
+    let App { parts, reloader, telemetry: _telemetry, listening, mcp, stdio, readiness } = app;
     let mut supervisor = Supervisor::start(parts);
     // Set once, here.
     let _ = readiness.set(supervisor.readiness());

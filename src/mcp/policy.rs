@@ -50,8 +50,6 @@ const MAX_NAME_BYTES: usize = 8 * 1024;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::message::{Message, parse};
     use super::*;
 

@@ -27,6 +27,9 @@ use crate::mcp::protocol::{INITIALIZE, LEGACY, LISTEN, code};
 use crate::mcp::registry::{Registry, Shared, Target};
 use crate::mcp::upstream::exchange::one_line;
 
+/// The answer to a request that is not taken.
+type Refused = Box<Reply>;
+
 /// What holds for all requests of one connection.
 pub struct Context {
     pub shared: Arc<Shared>,
@@ -45,12 +48,12 @@ impl Context {
         let (target, line) = match self.admit(&mut parts, &registry) {
             Ok(target) if parts.method == Method::POST => match self.message(body, &registry).await {
                 Ok(line) => (target, line),
-                Err(refused) => return refused,
+                Err(refused) => return *refused,
             },
             Ok(target) => (target, Bytes::new()),
             Err(refused) => {
                 read_away(body).await;
-                return refused;
+                return *refused;
             }
         };
         match parts.method {
@@ -62,15 +65,15 @@ impl Context {
     }
 
     /// What can be judged before the body is read.
-    fn admit(&self, parts: &mut Parts, registry: &Registry) -> Result<Target, Reply> {
+    fn admit(&self, parts: &mut Parts, registry: &Registry) -> Result<Target, Refused> {
         if self.tcp
             && let Some(refused) = self.check_access(parts, registry)
         {
-            return Err(refused);
+            return Err(refused.into());
         }
         let unknown = || {
             let message = "there is no such endpoint: /mcp has all services, /mcp/NAME has one";
-            reply::refused(StatusCode::NOT_FOUND, message)
+            Box::new(reply::refused(StatusCode::NOT_FOUND, message))
         };
         let target = self.endpoint(parts.uri.path(), registry).ok_or_else(unknown)?;
         if parts.method == Method::POST {
@@ -109,17 +112,18 @@ impl Context {
         }
     }
 
-    fn check_headers(&self, headers: &HeaderMap, registry: &Registry) -> Result<(), Reply> {
+    fn check_headers(&self, headers: &HeaderMap, registry: &Registry) -> Result<(), Refused> {
         if !names(headers, &CONTENT_TYPE, "application/json") {
-            return Err(reply::refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json"));
+            let message = "Content-Type must be application/json";
+            return Err(reply::refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, message).into());
         }
         if !names(headers, &ACCEPT, "application/json") || !names(headers, &ACCEPT, "text/event-stream") {
             let message = "Accept must name application/json and text/event-stream";
-            return Err(reply::refused(StatusCode::NOT_ACCEPTABLE, message));
+            return Err(reply::refused(StatusCode::NOT_ACCEPTABLE, message).into());
         }
         let announced = access::text(headers, &CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
         let limit = registry.limits.max_message_bytes;
-        if announced.is_some_and(|length| length > limit) { Err(self.too_large(limit)) } else { Ok(()) }
+        if announced.is_some_and(|length| length > limit) { Err(self.too_large(limit).into()) } else { Ok(()) }
     }
 
     fn too_large(&self, limit: usize) -> Reply {
@@ -128,13 +132,13 @@ impl Context {
     }
 
     /// The body as one line.
-    async fn message(&self, body: Incoming, registry: &Registry) -> Result<Bytes, Reply> {
+    async fn message(&self, body: Incoming, registry: &Registry) -> Result<Bytes, Refused> {
         let limit = registry.limits.max_message_bytes;
         match timeout(BODY_WITHIN, Limited::new(body, limit).collect()).await {
             Ok(Ok(body)) => Ok(one_line(body.to_bytes())),
-            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(self.too_large(limit)),
-            Ok(Err(_)) => Err(reply::refused(StatusCode::BAD_REQUEST, "the body broke off")),
-            Err(_) => Err(reply::refused(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(self.too_large(limit).into()),
+            Ok(Err(_)) => Err(reply::refused(StatusCode::BAD_REQUEST, "the body broke off").into()),
+            Err(_) => Err(reply::refused(StatusCode::REQUEST_TIMEOUT, "the body did not come in time").into()),
         }
     }
 
@@ -200,7 +204,7 @@ impl Context {
     ) -> Reply {
         let session = match self.session(headers, target) {
             Ok(session) => session,
-            Err(refused) => return refused,
+            Err(refused) => return *refused,
         };
         if request.is_none() {
             return match session.message(line.clone()).await {
@@ -266,7 +270,7 @@ impl Context {
         }
         let session = match self.session(headers, target) {
             Ok(session) => session,
-            Err(refused) => return refused,
+            Err(refused) => return *refused,
         };
         let after = match headers.get(LAST_EVENT_ID).map(|id| id.to_str().unwrap_or_default().parse::<EventId>()) {
             None => None,
@@ -288,23 +292,23 @@ impl Context {
                 session.end();
                 reply::empty(StatusCode::OK)
             }
-            Err(refused) => refused,
+            Err(refused) => *refused,
         }
     }
 
     /// The session that a request of the legacy era names.
-    fn session(&self, headers: &HeaderMap, target: &Target) -> Result<Arc<HttpSession>, Reply> {
+    fn session(&self, headers: &HeaderMap, target: &Target) -> Result<Arc<HttpSession>, Refused> {
         if !headers.contains_key(SESSION_ID) {
-            return Err(reply::refused(StatusCode::BAD_REQUEST, "the Mcp-Session-Id header is missing"));
+            return Err(reply::refused(StatusCode::BAD_REQUEST, "the Mcp-Session-Id header is missing").into());
         }
         let id = access::text(headers, &SESSION_ID).unwrap_or_default();
         let found = self.shared.front.find(id, Owner::of(self.peer), target).filter(|session| session.is_open());
-        let session = found.ok_or_else(unknown_session)?;
+        let session = found.ok_or_else(|| Box::new(unknown_session()))?;
         match headers.get(modern::VERSION).map(HeaderValue::as_bytes) {
             Some(version) if !LEGACY.iter().any(|known| known.as_bytes() == version) => {
                 let known = LEGACY.join(", ");
                 let message = format!("MCP-Protocol-Version is none that a session can have: {known}");
-                Err(reply::refused(StatusCode::BAD_REQUEST, &message))
+                Err(reply::refused(StatusCode::BAD_REQUEST, &message).into())
             }
             _ => Ok(session),
         }
