@@ -526,3 +526,28 @@ fn a_relative_path_starts_at_the_file_that_names_it() {
     assert_eq!(stdio.working_directory.as_deref(), Some(folder.path("services/../here").as_path()));
     assert!(Path::new(&stdio.argv[0]).is_relative());
 }
+
+#[test]
+fn http_wants_a_token_and_off_loopback_tls() {
+    let found = problems_of(
+        "version: \"1.0\"\ntransports:\n  http:\n    enabled: true\n    address: 0.0.0.0\n    allowed_origins: [\"https://a.example/path\", \"https://b.example\"]\n",
+    );
+    for words in [
+        "mcpeg.yaml:5:14: an address that is not loopback wants `tls`",
+        "`token` is missing",
+        "mcpeg.yaml:6:23: expected an origin",
+    ] {
+        assert!(found.iter().any(|line| line.contains(words)), "{words}: {found:#?}");
+    }
+    assert_eq!(found.len(), 3);
+    let folder = Folder::with(&[(
+        "mcpeg.yaml",
+        "version: \"1.0\"\ntransports: { http: { enabled: true, token: t }, stdio: { enabled: true }, unix: { allow_gids: [7] }, limits: { idle_timeout: 5m, max_sessions: 3, replay_kb: 2 } }\n",
+    )]);
+    let config = load(&folder.sources()).unwrap();
+    assert_eq!(config.mcp.http.unwrap().address.to_string(), "127.0.0.1:8080");
+    assert!(config.mcp.stdio);
+    assert_eq!(config.mcp.unix.unwrap().allow_gids, [7]);
+    let limits = config.mcp.limits;
+    assert_eq!((limits.idle_timeout.as_secs(), limits.max_sessions, limits.replay_bytes), (300, 3, 2048));
+}
