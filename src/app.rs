@@ -18,8 +18,8 @@ use crate::ports::{AuditEvent, AuditLog, Outcome, StatusReport};
 use crate::process::{self, ProcessHandle};
 use crate::reload::{Domains, Reloader};
 use crate::render::{self, RenderHandle};
+use crate::secrets;
 use crate::secrets::serve::{self, ServeHandle};
-use crate::secrets::{self, SecretsHandle};
 use crate::telemetry::{self, TelemetryHandle};
 
 /// A process that is built and not yet started.
@@ -30,6 +30,9 @@ pub struct App {
     pub process: ProcessHandle,
     /// What is listened on, in words.
     pub listening: Vec<String>,
+    pub mcp: McpHandle,
+    /// Standard output belongs to an MCP client.
+    pub stdio: bool,
     /// To be filled when the supervisor has started: what `/readyz` asks.
     pub readiness: Arc<OnceLock<Vec<(&'static str, Readiness)>>>,
 }
@@ -54,9 +57,40 @@ pub fn protect_memory(lock_memory: LockMemory) -> Result<Protection, String> {
 
 /// Builds every domain. Nothing runs yet.
 pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
+    let mut parts = Vec::new();
+    let (domains, protection) = build_domains(&config, &mut parts)?;
+    let Domains { telemetry, serve, mcp, process, .. } = domains.clone();
+    let audit: Arc<dyn AuditLog> = Arc::new(telemetry.clone());
+
+    let readiness = Arc::new(OnceLock::new());
+    let reloader = Reloader::new(config.clone(), sources, domains.clone(), audit.clone());
+    let surface = surface(&config, &reloader, &domains, protection, readiness.clone());
+    let (admin, more) = admin::build(config.admin.clone(), surface, telemetry.meter())?;
+    parts.extend(more);
+    reloader.attach_admin(admin.clone());
+    parts.push(reload_part(reloader.clone()));
+
+    let event = AuditEvent::new("config.loaded", Outcome::Success)
+        .with("mcpeg.config.files", config.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>());
+    audit.record(event)?;
+    Ok(App {
+        parts,
+        reloader,
+        telemetry,
+        process,
+        listening: listening(&mcp, &serve, &admin),
+        mcp,
+        stdio: config.mcp.stdio,
+        readiness,
+    })
+}
+
+/// The domains without admin, which shows them, and their parts.
+fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<(Domains, Protection), PartError> {
     let guard = Arc::new(Guard::new()?);
     let redactor = Arc::new(SecretRedactor::new(guard.clone(), &config.redaction)?);
-    let (telemetry, mut parts) = telemetry::build(config.telemetry.clone(), redactor.clone())?;
+    let (telemetry, more) = telemetry::build(config.telemetry.clone(), redactor.clone())?;
+    parts.extend(more);
     telemetry.install_logging()?;
     let protection = protect_memory(config.lock_memory)?;
     let audit: Arc<dyn AuditLog> = Arc::new(telemetry.clone());
@@ -88,37 +122,8 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
     parts.extend(more);
 
     let around = process::Surroundings { secrets: reader.clone(), audit: audit.clone(), shipping, before: Vec::new() };
-    let process = add_process(&config, around, &render, &meter, &mut parts)?;
-
-    let readiness = Arc::new(OnceLock::new());
-    let domains = Domains {
-        telemetry: telemetry.clone(),
-        secrets: secrets.clone(),
-        serve: serve.clone(),
-        render: render.clone(),
-        mcp: mcp.clone(),
-        redactor,
-        process: process.clone(),
-    };
-    let reloader = Reloader::new(config.clone(), sources, domains, audit.clone());
-    let surface = surface(
-        &config,
-        &reloader,
-        &telemetry,
-        (&secrets, &serve, &render, &mcp, &process),
-        protection,
-        readiness.clone(),
-    );
-    let (admin, more) = admin::build(config.admin.clone(), surface, meter)?;
-    parts.extend(more);
-    reloader.attach_admin(admin.clone());
-    parts.push(reload_part(reloader.clone()));
-
-    let event = AuditEvent::new("config.loaded", Outcome::Success)
-        .with("mcpeg.config.files", config.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>());
-    audit.record(event)?;
-    let listening = listening(&mcp, &serve, &admin);
-    Ok(App { parts, reloader, telemetry, process, listening, readiness })
+    let process = add_process(config, around, &render, &meter, parts)?;
+    Ok((Domains { telemetry, secrets, serve, render, mcp, redactor, process }, protection))
 }
 
 /// The process may use all that was built so far, so it comes after it.
@@ -140,11 +145,11 @@ fn add_process(
 fn surface(
     config: &Config,
     reloader: &Arc<Reloader>,
-    telemetry: &TelemetryHandle,
-    (secrets, serve, render, mcp, process): (&SecretsHandle, &ServeHandle, &RenderHandle, &McpHandle, &ProcessHandle),
+    domains: &Domains,
     protection: Protection,
     readiness: Arc<OnceLock<Vec<(&'static str, Readiness)>>>,
 ) -> Surface {
+    let Domains { telemetry, secrets, serve, render, mcp, process, .. } = domains;
     let reports: Vec<Arc<dyn StatusReport>> = vec![
         Arc::new(secrets.clone()),
         Arc::new(serve.clone()),
@@ -177,7 +182,9 @@ fn reload_part(reloader: Arc<Reloader>) -> Part {
 
 fn listening(mcp: &McpHandle, serve: &ServeHandle, admin: &AdminHandle) -> Vec<String> {
     let sockets = mcp.sockets().into_iter().map(|(name, path)| format!("mcp {name} unix:{}", path.display()));
-    let sockets = sockets.chain(serve.address().map(|address| format!("secrets {address}")));
+    let sockets = sockets
+        .chain(mcp.url().map(|url| format!("mcp {url}")))
+        .chain(serve.address().map(|address| format!("secrets {address}")));
     sockets.chain(admin.addresses().into_iter().map(|address| format!("admin {address}"))).collect()
 }
 

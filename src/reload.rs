@@ -34,6 +34,7 @@ use crate::secrets::serve::ServeHandle;
 use crate::telemetry::TelemetryHandle;
 
 /// The domains that a reload reaches.
+#[derive(Clone)]
 pub struct Domains {
     pub telemetry: TelemetryHandle,
     pub secrets: SecretsHandle,
@@ -177,6 +178,9 @@ impl Reloader {
         if old.lock_memory != new.lock_memory {
             return Err("security.lock_memory: a change needs a restart".to_owned());
         }
+        if old.mcp.stdio != new.mcp.stdio {
+            return Err("transports.stdio: a change needs a restart".to_owned());
+        }
         let domains = &self.domains;
         let telemetry = domains.telemetry.stage(new.telemetry.clone()).map_err(|error| error.to_string())?;
         let secrets = domains.secrets.stage(new.secrets.clone()).map_err(|error| error.to_string())?;
@@ -293,6 +297,7 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
         ("metadata", old.name != new.name || old.environment != new.environment),
         ("global.shutdown_timeout", old.shutdown_timeout != new.shutdown_timeout),
         ("transports.unix", old.mcp.unix != new.mcp.unix),
+        ("transports.http", old.mcp.http != new.mcp.http),
         ("transports.limits", old.mcp.limits != new.mcp.limits),
         ("secrets.serve", old.serve != new.serve),
         ("templates", old.templates != new.templates),

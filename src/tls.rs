@@ -10,11 +10,15 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 /// The text of each variant includes its cause, because a refused reload shows nothing but the text.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
+    #[error("the server's certificate in {}: {reason}", path.display())]
+    ServerCert { path: PathBuf, reason: String },
+    #[error("the server's key in {}: {reason}", path.display())]
+    ServerKey { path: PathBuf, reason: String },
     #[error("certificates in {}: {reason}", path.display())]
     CaFile { path: PathBuf, reason: String },
     #[error("the client's certificate in {}: {reason}", path.display())]
@@ -97,6 +101,29 @@ pub fn roots(scheme: &str, ca_file: Option<&Path>) -> Result<RootCertStore, TlsE
 /// A client that trusts `roots` and shows no certificate of its own.
 pub fn client_config(roots: impl Into<Arc<RootCertStore>>) -> Result<ClientConfig, TlsError> {
     Ok(builder(roots)?.with_no_client_auth())
+}
+
+/// A server that shows the certificate (PEM, with those between it and its authority) and asks for none.
+pub fn server_config(cert_file: &Path, key_file: &Path) -> Result<ServerConfig, TlsError> {
+    let chain =
+        certificates_in(cert_file).map_err(|reason| TlsError::ServerCert { path: cert_file.to_owned(), reason })?;
+    let failed = |reason: String| TlsError::ServerKey { path: key_file.to_owned(), reason };
+    let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| failed(pem_words(&error)))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let mut config = builder.with_no_client_auth().with_single_cert(chain, key).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            failed(format!("it does not belong to the certificate in {}", cert_file.display()))
+        }
+        error => failed(error.to_string()),
+    })?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// As `Files::stamp`, of any files.
+pub fn stamp(files: &[&Path]) -> Stamp {
+    Stamp(files.iter().map(|path| stamp_of(path)).collect())
 }
 
 type Builder = rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>;

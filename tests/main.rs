@@ -14,6 +14,7 @@ mod faults;
 mod following;
 mod groups;
 mod hooks;
+mod http;
 mod leaks;
 mod leases;
 mod mcp;

@@ -44,7 +44,7 @@ async fn serve(config: Config, sources: Sources) -> ExitCode {
         Ok(app) => app,
         Err(error) => return failed(&format!("starting failed: {error}")),
     };
-    let App { parts, reloader, telemetry: _telemetry, process, listening, readiness } = app;
+    let App { parts, reloader, telemetry: _telemetry, process, listening, mcp, stdio, readiness } = app;
     let mut supervisor = Supervisor::start(parts);
     // Set once, here.
     let _ = readiness.set(supervisor.readiness());
@@ -56,9 +56,10 @@ async fn serve(config: Config, sources: Sources) -> ExitCode {
         tokio::select! {
             reasons = all_ready(every_part), if !announced => {
                 announced = true;
-                announce(&listening, &reasons, is_short_form);
+                announce(&listening, &reasons, stdio, is_short_form);
             }
             code = process.ended() => break Ending::Process(code),
+            () = mcp.stdio_ended() => break Ending::Asked("end of input"),
             failure = supervisor.failure() => break Ending::Failed(failure.to_string()),
             asked = signals.next() => match asked {
                 Asked::Stop(name) => break Ending::Asked(name),
@@ -143,13 +144,15 @@ async fn all_ready(parts: Vec<(&'static str, crate::lifecycle::Readiness)>) -> V
     reasons
 }
 
-/// `is_short_form`: standard output is the program's.
-fn announce(listening: &[String], reasons: &[String], is_short_form: bool) {
+/// `stdio`: standard output belongs to the client; `is_short_form`: it is the program's.
+fn announce(listening: &[String], reasons: &[String], stdio: bool, is_short_form: bool) {
     let mut line = format!("ready: {}", listening.join(", "));
     if !reasons.is_empty() {
         line.push_str(&format!("; not whole: {}", reasons.join("; ")));
     }
-    if is_short_form {
+    if stdio {
+        complain(&line);
+    } else if is_short_form {
         info!(ready = line, "every part has settled");
     } else {
         say(&line);

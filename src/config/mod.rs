@@ -119,6 +119,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     check::hooks::supervised(process.is_some(), &templates, &mut check);
     let shutdown_timeout = raw.global.shutdown_timeout.as_ref().map_or(check::seconds(10), |timeout| timeout.0);
     let unix = check::mcp::unix(&mut raw.transports, folder, &mut check);
+    let http = check::mcp::listen(std::mem::take(&mut raw.transports.http), &mut check);
     let limits = check::mcp::limits(&raw.transports.limits, shutdown_timeout);
     let admin = check::operation::admin(raw.admin, folder, &mut check);
     check_sockets_differ(unix.as_ref(), &admin, serve.as_ref(), &mut check);
@@ -136,7 +137,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
         serve,
         templates,
         process,
-        mcp: McpSettings { unix, services, limits, leak_guard },
+        mcp: McpSettings { unix, http, stdio: raw.transports.stdio.enabled, services, limits, leak_guard },
         telemetry,
         admin,
         lock_memory,

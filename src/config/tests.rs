@@ -280,7 +280,6 @@ fn what_later_versions_serve_is_refused_by_name() {
     let found = problems_of(
         r#"version: "1.0"
 global: { memory_limit_mb: 512 }
-transports: { stdio: { enabled: true }, http: { enabled: true } }
 telemetry: { logs: { files: [] }, spool: { path: b } }
 storage: { runtime: { type: sqlite }, cache: { type: memory } }
 security: { sandbox: true }
@@ -288,8 +287,6 @@ security: { sandbox: true }
     );
     for name in [
         "`global.memory_limit_mb` is",
-        "`transports.stdio.enabled` is",
-        "`transports.http` is",
         "`telemetry.logs` is",
         "`telemetry.spool` is",
         "`storage.runtime.type` is",
@@ -299,7 +296,7 @@ security: { sandbox: true }
         let said = found.iter().any(|line| line.contains(name) && line.contains("not available in this version"));
         assert!(said, "{name}: {found:#?}");
     }
-    assert_eq!(found.len(), 10);
+    assert_eq!(found.len(), 7);
 }
 
 #[test]
@@ -354,7 +351,7 @@ fn what_would_have_no_effect_is_refused() {
     let folder = Folder::with(&[
         (
             "mcpeg.yaml",
-            "version: \"1.0\"\ntransports: { http: { port: 1 } }\nstorage: { runtime: { type: memory, path: a } }\nservices: { a: { config_file: a.yaml } }\n",
+            "version: \"1.0\"\nstorage: { runtime: { type: memory, path: a } }\nservices: { a: { config_file: a.yaml } }\n",
         ),
         (
             "a.yaml",
@@ -362,13 +359,9 @@ fn what_would_have_no_effect_is_refused() {
         ),
     ]);
     let found = folder.problems(&folder.sources()).join("\n");
-    for words in [
-        "`transports.http` is not",
-        "`storage.runtime.path` is not",
-        "`tls` belongs to",
-        "expected a duration",
-        "`circuit_breaker` is not",
-    ] {
+    for words in
+        ["`storage.runtime.path` is not", "`tls` belongs to", "expected a duration", "`circuit_breaker` is not"]
+    {
         assert!(found.contains(words), "{words}: {found}");
     }
 }
@@ -638,4 +631,29 @@ fn a_relative_path_starts_at_the_file_that_names_it() {
     let UpstreamSettings::Stdio(stdio) = &config.mcp.services["a"].upstream else { panic!("not stdio") };
     assert_eq!(stdio.working_directory.as_deref(), Some(folder.path("services/../here").as_path()));
     assert!(Path::new(&stdio.argv[0]).is_relative());
+}
+
+#[test]
+fn http_wants_a_token_and_off_loopback_tls() {
+    let found = problems_of(
+        "version: \"1.0\"\ntransports:\n  http:\n    enabled: true\n    address: 0.0.0.0\n    allowed_origins: [\"https://a.example/path\", \"https://b.example\"]\n",
+    );
+    for words in [
+        "mcpeg.yaml:5:14: an address that is not loopback wants `tls`",
+        "`token` is missing",
+        "mcpeg.yaml:6:23: expected an origin",
+    ] {
+        assert!(found.iter().any(|line| line.contains(words)), "{words}: {found:#?}");
+    }
+    assert_eq!(found.len(), 3);
+    let folder = Folder::with(&[(
+        "mcpeg.yaml",
+        "version: \"1.0\"\ntransports: { http: { enabled: true, token: t }, stdio: { enabled: true }, unix: { allow_gids: [7] }, limits: { idle_timeout: 5m, max_sessions: 3, replay_kb: 2 } }\n",
+    )]);
+    let config = load(&folder.sources()).unwrap();
+    assert_eq!(config.mcp.http.unwrap().address.to_string(), "127.0.0.1:8080");
+    assert!(config.mcp.stdio);
+    assert_eq!(config.mcp.unix.unwrap().allow_gids, [7]);
+    let limits = config.mcp.limits;
+    assert_eq!((limits.idle_timeout.as_secs(), limits.max_sessions, limits.replay_bytes), (300, 3, 2048));
 }

@@ -3,6 +3,7 @@
 //! Invariant: a `Call` is settled exactly once, and before its answer is written. Arguments and results are never looked at.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,8 +18,20 @@ use crate::ports::{AuditEvent, AuditLog, AuditRefused, Outcome};
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
-    pub uid: u32,
+    /// Of a local socket's client.
+    pub uid: Option<u32>,
     pub pid: Option<i32>,
+    /// Of a client over TCP, which has shown the token.
+    pub address: Option<IpAddr>,
+}
+
+impl Peer {
+    fn onto(self, event: AuditEvent) -> AuditEvent {
+        event
+            .with_some("mcpeg.peer.uid", self.uid)
+            .with_some("mcpeg.peer.pid", self.pid.map(i64::from))
+            .with_some("network.peer.address", self.address.map(|address| address.to_string()))
+    }
 }
 
 pub struct Call {
@@ -169,24 +182,20 @@ impl Recorder {
     pub fn refused(&self, id: Option<&str>, service: &Arc<str>, peer: Peer, kind: &str) -> Result<(), AuditRefused> {
         let event = AuditEvent::new("mcp.request", Outcome::Denied)
             .with("mcpeg.service", &**service)
-            .with("mcpeg.peer.uid", peer.uid)
-            .with_some("mcpeg.peer.pid", peer.pid.map(i64::from))
             .with("mcpeg.decision", "deny")
             .with("error.type", kind)
             .with_some("jsonrpc.request.id", id.map(|id| clip(id.trim_matches('"'))));
-        self.audit.record(event)
+        self.audit.record(peer.onto(event))
     }
 
     /// Records a connection that was not let in. There is nothing to refuse any more if this fails.
     pub fn connection_denied(&self, socket: &str, peer: Peer, kind: &str) {
         let event = AuditEvent::new("mcp.connection", Outcome::Denied)
             .with("mcpeg.service", socket)
-            .with("mcpeg.peer.uid", peer.uid)
-            .with_some("mcpeg.peer.pid", peer.pid.map(i64::from))
             .with("mcpeg.decision", "deny")
             .with("error.type", kind);
-        if let Err(error) = self.audit.record(event) {
-            tracing::error!(%error, socket, uid = peer.uid, "a refused connection could not be audited");
+        if let Err(error) = self.audit.record(peer.onto(event)) {
+            tracing::error!(%error, socket, uid = ?peer.uid, "a refused connection could not be audited");
         }
     }
 }
@@ -205,13 +214,11 @@ fn event(
         .with("mcp.method.name", call.vendor_method.as_deref().unwrap_or(call.method))
         .with_some("gen_ai.tool.name", call.tool())
         .with("mcpeg.service", service)
-        .with("mcpeg.peer.uid", peer.uid)
-        .with_some("mcpeg.peer.pid", peer.pid.map(i64::from))
         .with("mcpeg.decision", decision)
         .with_some("error.type", error.as_deref())
         .with("mcpeg.duration", total.as_secs_f64())
         .with_some("mcpeg.secret.versions", versions)
         .with("jsonrpc.request.id", clip(call.id.trim_matches('"')));
     event.trace = call.span.ids;
-    event
+    peer.onto(event)
 }

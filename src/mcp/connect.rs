@@ -33,15 +33,17 @@ pub enum ConnectError {
 /// Bridges standard input and output to the socket, until the socket closes.
 pub async fn bridge_stdio(socket: &Path) -> Result<(), ConnectError> {
     let path = socket.to_owned();
-    let bridged = tokio::task::spawn_blocking(move || {
-        let stream = connect(&path)?;
-        let duplicate = |fd: io::Result<std::os::fd::OwnedFd>| fd.map(File::from).map_err(ConnectError::Stdio);
-        // Unbuffered: what Rust's own `Stdin` and `Stdout` hold back would be late.
-        let input = duplicate(io::stdin().as_fd().try_clone_to_owned())?;
-        let output = duplicate(io::stdout().as_fd().try_clone_to_owned())?;
-        bridge(input, output, &stream, &path)
-    });
+    let bridged = tokio::task::spawn_blocking(move || bridge_over(&connect(&path)?, &path));
     bridged.await.unwrap_or(Err(ConnectError::Stopped))
+}
+
+/// Bridges standard input and output to a connected socket, until that closes. Blocks. `path` is how the socket is called in errors.
+pub fn bridge_over(stream: &UnixStream, path: &Path) -> Result<(), ConnectError> {
+    let duplicate = |fd: io::Result<std::os::fd::OwnedFd>| fd.map(File::from).map_err(ConnectError::Stdio);
+    // Unbuffered: what Rust's own `Stdin` and `Stdout` hold back would be late.
+    let input = duplicate(io::stdin().as_fd().try_clone_to_owned())?;
+    let output = duplicate(io::stdout().as_fd().try_clone_to_owned())?;
+    bridge(input, output, stream, path)
 }
 
 fn connect(path: &Path) -> Result<UnixStream, ConnectError> {

@@ -15,6 +15,7 @@ use serde_json::error::Category;
 use serde_json::value::RawValue;
 
 use super::message::{Field, MODERN_KEY, Meta, Params, Refusal};
+use super::protocol::{META_CAPABILITIES, META_SUBSCRIPTION};
 
 /// The keys of a message, each at most once.
 #[derive(Debug, Default)]
@@ -117,6 +118,7 @@ impl<'a> Select<'a> for Params<'a> {
             "cursor" => once(&mut self.cursor, key, field(map))?,
             "protocolVersion" => once(&mut self.protocol_version, key, field(map))?,
             "requestId" => once(&mut self.request_id, key, field(map))?,
+            "progressToken" => once(&mut self.progress_token, key, field(map))?,
             "_meta" => once(&mut self.meta, key, map.next_value_seed(Selected::new()))?,
             _ => {
                 self.other_case |= key.eq_ignore_ascii_case("name") || key.eq_ignore_ascii_case("uri");
@@ -132,6 +134,9 @@ impl<'a> Select<'a> for Meta<'a> {
         match key {
             "traceparent" => once(&mut self.traceparent, key, field(map))?,
             MODERN_KEY => once(&mut self.protocol_version, key, field(map))?,
+            META_CAPABILITIES => once(&mut self.client_capabilities, key, field(map))?,
+            META_SUBSCRIPTION => once(&mut self.subscription, key, field(map))?,
+            "progressToken" => once(&mut self.progress_token, key, field(map))?,
             _ => return Ok(false),
         }
         Ok(true)

@@ -9,8 +9,10 @@ use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 use super::McpError;
+use super::http::bind::Door;
 use super::registry::{Registry, Shared, Socket, Target, service_socket};
 use super::service::{Service, http_clients};
 use super::settings::{McpSettings, ServiceSettings, UpstreamSettings};
@@ -21,6 +23,8 @@ use crate::ports::{Condition, ConditionState, StatusReport};
 #[derive(Clone)]
 pub struct McpHandle {
     shared: Arc<Shared>,
+    /// The client on standard input and output has gone.
+    stdio_ended: Arc<Notify>,
 }
 
 /// Settings that are ready to be taken. Dropping it leaves everything as it is.
@@ -29,6 +33,7 @@ pub struct Staged {
     settings: McpSettings,
     services: Vec<(Arc<Service>, Change)>,
     new_sockets: Vec<(Prepared, Target)>,
+    http: Option<Arc<Door>>,
 }
 
 enum Change {
@@ -38,8 +43,18 @@ enum Change {
 }
 
 impl McpHandle {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+    pub(super) fn new(shared: Arc<Shared>, stdio_ended: Arc<Notify>) -> Self {
+        Self { shared, stdio_ended }
+    }
+
+    /// Completes once when the client on standard input and output, if there is to be one, has gone.
+    pub async fn stdio_ended(&self) {
+        self.stdio_ended.notified().await;
+    }
+
+    /// Where all services are served over HTTP.
+    pub fn url(&self) -> Option<String> {
+        self.shared.registry.borrow().http.as_ref().map(|door| door.url())
     }
 
     /// What is listened on: `aggregate` or a service's name, and the path.
@@ -70,7 +85,8 @@ impl McpHandle {
                 new_sockets.push((prepare(&path, mode)?, target));
             }
         }
-        Ok(Staged { shared: self.shared.clone(), settings, services, new_sockets })
+        let http = settings.http.as_ref().map(|http| Door::open(http, registry.http.as_ref())).transpose()?;
+        Ok(Staged { shared: self.shared.clone(), settings, services, new_sockets, http })
     }
 }
 
@@ -85,7 +101,7 @@ impl Staged {
 
     /// As `commit`. On an error everything else has been taken.
     pub(super) fn publish(self) -> Result<(), SocketError> {
-        let Self { shared, settings, services, new_sockets } = self;
+        let Self { shared, settings, services, new_sockets, http } = self;
         let before = shared.registry.borrow().clone();
         let wanted: Vec<_> = wanted_sockets(&settings, services.iter().map(|(service, _)| service)).collect();
         let mut sockets: Vec<Socket> = before.sockets.clone();
@@ -120,12 +136,15 @@ impl Staged {
                 service.change(*settings, http);
             }
         }
+        let (allow_uids, allow_gids) = settings.unix.map(|unix| (unix.allow_uids, unix.allow_gids)).unwrap_or_default();
         shared.update(|registry| {
             *registry = Registry {
                 services: map,
                 sockets,
                 limits: settings.limits,
-                allow_uids: settings.unix.map(|unix| unix.allow_uids).unwrap_or_default(),
+                allow_uids,
+                allow_gids,
+                http,
                 closing: registry.closing,
             };
         });
@@ -168,6 +187,8 @@ impl StatusReport for McpHandle {
         json!({
             "connections": self.shared.connections.load(Ordering::Relaxed),
             "max_connections": registry.limits.max_connections,
+            "http": registry.http.as_ref().map(|door| door.url()),
+            "http_sessions": self.shared.front.count(),
             "sockets": sockets,
             "services": services,
         })

@@ -22,14 +22,16 @@ fn settings(folder: &Path, services: &[(&str, &str)]) -> McpSettings {
         timeout: Duration::from_secs(5),
     };
     McpSettings {
-        unix: Some(UnixSettings { path: folder.join("mcpeg.sock"), mode: 0o600, allow_uids: vec![] }),
+        unix: Some(UnixSettings {
+            path: folder.join("mcpeg.sock"),
+            mode: 0o600,
+            allow_uids: vec![],
+            allow_gids: vec![],
+        }),
+        http: None,
+        stdio: false,
         services: services.iter().map(|(name, program)| ((*name).to_owned(), service(program))).collect(),
-        limits: Limits {
-            max_connections: 4,
-            max_message_bytes: 1 << 20,
-            max_in_flight: 4,
-            drain: Duration::from_secs(1),
-        },
+        limits: Limits { max_connections: 4, max_in_flight: 4, ..Limits::small() },
         leak_guard: super::super::settings::LeakAction::Redact,
     }
 }

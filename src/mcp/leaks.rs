@@ -153,7 +153,7 @@ impl Leak {
                 .with("mcpeg.leak.action", action)
                 .with("mcpeg.leak.encoding", *encoding)
                 .with("mcpeg.leak.count", *count)
-                .with("mcpeg.peer.uid", peer.uid)
+                .with_some("mcpeg.peer.uid", peer.uid)
                 .with_some("mcpeg.peer.pid", peer.pid.map(i64::from));
             event.trace = call.and_then(|call| call.span.ids);
             recorder.audit.record(event)?;

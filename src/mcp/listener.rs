@@ -1,7 +1,7 @@
 //! Accepts connections on all sockets and hands those that may come in over to the sessions.
 //!
-//! Who may: the process's own uid, and those of `allow_uids`, by the credentials that the kernel gives (`SO_PEERCRED`); up to
-//! `max_connections` at once. Everybody else is closed, and that is audited. It reads and writes no message.
+//! Who may: the process's own uid, those of `allow_uids` and groups of `allow_gids`, by the credentials that the kernel gives
+//! (`SO_PEERCRED`); up to `max_connections` at once. Over TCP (`http::bind`) everybody, as each request has to show the token. Everybody else is closed, and that is audited. It reads and writes no message.
 //!
 //! A socket whose name was removed or replaced, by a cleaner of old files for instance, is published again within `CHECK_NAMES`.
 
@@ -12,41 +12,59 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, watch};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::answer;
 use super::call::Peer;
+use super::http::bind::{Door, TcpLoop};
 use super::protocol::code;
 use super::registry::{ConnectionPermit, Registry, Shared, Socket, Target};
+use super::stdio;
 use crate::lifecycle::{PartError, ReadySignal, Shutdown};
 
 /// A connection that was let in.
 pub struct Accepted {
-    pub stream: UnixStream,
+    pub stream: Stream,
     pub peer: Peer,
     pub target: Target,
     pub permit: ConnectionPermit,
 }
 
-/// Accepts on the sockets of the registry, as they come and go, until it is told to stop.
+pub enum Stream {
+    /// JSON lines or HTTP: the first byte tells.
+    Unix(UnixStream),
+    /// JSON lines.
+    Lines(UnixStream),
+    /// HTTP, maybe in TLS, through the door that was there when it came.
+    Tcp(TcpStream, Arc<Door>),
+}
+
+/// Accepts on the sockets of the registry, as they come and go, until it is told to stop. With `stdio`, standard input and output are a
+/// client from the start.
 pub async fn run(
     shared: Arc<Shared>,
     accepted: mpsc::Sender<Accepted>,
+    stdio: Option<Arc<Notify>>,
     ready: ReadySignal,
     mut shutdown: Shutdown,
 ) -> Result<(), PartError> {
+    if let Some(ended) = stdio {
+        stdio::attach(&shared, &accepted, ended).await?;
+    }
     let mut registry = shared.registry.subscribe();
     let mut loops = JoinSet::new();
     let mut running = HashMap::new();
     let mut names = Names::default();
+    let mut tcp = TcpLoop::default();
     let mut check = tokio::time::interval(CHECK_NAMES);
     check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let now = registry.borrow_and_update().clone();
         reconcile(&shared, &accepted, &now, &mut loops, &mut running)?;
+        tcp.reconcile(&shared, &accepted, now.http.as_ref(), &mut loops)?;
         drop(now);
         ready.ready();
         tokio::select! {
@@ -56,7 +74,10 @@ pub async fn run(
         }
     }
     // Their names go now, so that nobody waits in the backlog of a socket on which nobody accepts.
-    shared.update(|registry| registry.sockets.clear());
+    shared.update(|registry| {
+        registry.sockets.clear();
+        registry.http = None;
+    });
     Ok(())
 }
 
@@ -155,20 +176,24 @@ async fn admit(
     refused: &mut Refused,
 ) -> Option<Accepted> {
     let registry = registry.borrow().clone();
-    let peer = match stream.peer_cred() {
-        Ok(credentials) => Peer { uid: credentials.uid(), pid: credentials.pid() },
+    let found = match stream.peer_cred() {
+        Ok(credentials) => credentials,
         Err(error) => {
             tracing::error!(%error, socket = target.name(), "a peer's credentials could not be read: closed");
             return None;
         }
     };
-    if !may_connect(peer.uid, &registry.allow_uids) {
+    let (uid, gid) = (found.uid(), found.gid());
+    let peer = Peer { uid: Some(uid), pid: found.pid(), address: None };
+    if !may_connect(uid, &registry.allow_uids) && !registry.allow_gids.contains(&gid) {
         if let Some(unsaid) = refused.count() {
-            let (uid, pid, socket) = (peer.uid, peer.pid, target.name());
-            tracing::warn!(uid, pid, socket, unsaid, "a connection was refused: uid not allowed");
+            let (pid, socket) = (peer.pid, target.name());
+            tracing::warn!(uid, gid, pid, socket, unsaid, "a connection was refused: neither uid nor gid is allowed");
         }
         shared.recorder.connection_denied(target.name(), peer, "uid_not_allowed");
-        let text = format!("uid {} may not connect to mcpeg: it is not in transports.unix.allow_uids", peer.uid);
+        let text = format!(
+            "uid {uid} may not connect to mcpeg: it is not in transports.unix.allow_uids, nor its group {gid} in allow_gids"
+        );
         refuse(stream, code::NOT_ALLOWED, &text).await;
         return None;
     }
@@ -182,19 +207,19 @@ async fn admit(
         refuse(stream, code::TOO_MANY, &text).await;
         return None;
     };
-    Some(Accepted { stream, peer, target: target.clone(), permit })
+    Some(Accepted { stream: Stream::Unix(stream), peer, target: target.clone(), permit })
 }
 
 /// Connections of one socket that were not let in. Each is audited; the log tells of one in `LOG_PAUSE`, with how many it left out.
 #[derive(Default)]
-struct Refused {
+pub struct Refused {
     told: Option<Instant>,
     unsaid: u64,
 }
 
 impl Refused {
     /// One more. `Some`: it is to be told, with the number of those before it that were not.
-    fn count(&mut self) -> Option<u64> {
+    pub fn count(&mut self) -> Option<u64> {
         let now = Instant::now();
         if self.told.is_some_and(|told| now.duration_since(told) < LOG_PAUSE) {
             self.unsaid += 1;
@@ -219,7 +244,7 @@ fn may_connect(uid: u32, allowed: &[u32]) -> bool {
 /// How often it is looked whether the sockets are where they should be.
 const CHECK_NAMES: Duration = Duration::from_secs(2);
 const LOG_PAUSE: Duration = Duration::from_secs(10);
-const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+pub const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const COURTESY: Duration = Duration::from_millis(100);
 
 #[cfg(test)]

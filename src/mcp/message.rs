@@ -59,6 +59,8 @@ pub struct Params<'a> {
     pub protocol_version: Option<Field<'a>>,
     /// Of `notifications/cancelled`.
     pub request_id: Option<Field<'a>>,
+    /// Of `notifications/progress`.
+    pub progress_token: Option<Field<'a>>,
     pub meta: Option<Meta<'a>>,
     /// `Name` or `URI`, say, stands there: a reader that ignores case would take it for ours.
     pub(super) other_case: bool,
@@ -70,6 +72,12 @@ pub struct Meta<'a> {
     pub traceparent: Option<Field<'a>>,
     /// Present in every request of the modern era.
     pub protocol_version: Option<Field<'a>>,
+    /// Beside it, and as necessary.
+    pub client_capabilities: Option<Field<'a>>,
+    /// Of a request that wants to be told how it goes.
+    pub progress_token: Option<Field<'a>>,
+    /// Of a notification that belongs to a subscription: the id of the request that made it.
+    pub subscription: Option<Field<'a>>,
 }
 
 /// A value as it stands in the message.

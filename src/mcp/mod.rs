@@ -12,6 +12,7 @@ pub mod connect;
 mod credentials;
 mod envelope;
 mod handle;
+mod http;
 mod leaks;
 mod lines;
 mod listener;
@@ -27,6 +28,7 @@ mod session;
 mod sessions;
 pub mod settings;
 mod splice;
+mod stdio;
 #[cfg(test)]
 mod testing;
 mod trace;
@@ -37,10 +39,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use opentelemetry::metrics::Meter;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use self::call::Recorder;
 pub use self::handle::{McpHandle, Staged};
+use self::http::Front;
+use self::http::bind::BindError;
 use self::leaks::Leaks;
 use self::metrics::Metrics;
 use self::registry::{Registry, Shared};
@@ -63,6 +67,8 @@ pub struct Identity {
 pub enum McpError {
     #[error(transparent)]
     Socket(#[from] SocketError),
+    #[error(transparent)]
+    Http(#[from] BindError),
     #[error("service {service}: {source}")]
     Client { service: String, source: ClientError },
 }
@@ -82,8 +88,12 @@ pub fn build(
         sockets: Vec::new(),
         limits: settings.limits.clone(),
         allow_uids: Vec::new(),
+        allow_gids: Vec::new(),
+        http: None,
         closing: false,
     };
+    let stdio = settings.stdio;
+    let (front, starts) = Front::new();
     let shared = Arc::new(Shared {
         registry: watch::Sender::new(Arc::new(registry)),
         secrets,
@@ -91,17 +101,19 @@ pub fn build(
         recorder: Arc::new(Recorder { audit, metrics: Metrics::new(&meter), shipping }),
         identity,
         connections: Arc::new(AtomicUsize::new(0)),
+        front,
     });
-    let handle = McpHandle::new(shared.clone());
+    let ended = Arc::new(Notify::new());
+    let handle = McpHandle::new(shared.clone(), ended.clone());
     handle.stage(settings)?.publish()?;
     let (accepted, connections) = mpsc::channel(ACCEPTED);
     let (ready, readiness) = Readiness::channel();
     let for_listener = shared.clone();
     let listener = Part::new("mcp listener", Stage::Intake, readiness, move |shutdown| {
-        listener::run(for_listener, accepted, ready, shutdown)
+        listener::run(for_listener, accepted, stdio.then_some(ended), ready, shutdown)
     });
     let sessions = Part::new("mcp sessions", Stage::InFlight, Readiness::immediate(), move |shutdown| {
-        sessions::run(shared, connections, shutdown)
+        sessions::run(shared, connections, starts, shutdown)
     });
     Ok((handle, vec![listener, sessions]))
 }

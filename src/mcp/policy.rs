@@ -50,15 +50,12 @@ const MAX_NAME_BYTES: usize = 8 * 1024;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::super::message::{Message, parse};
     use super::*;
 
     #[test]
     fn bounds_are_kept_and_everything_else_is_allowed() {
-        let limits =
-            Limits { max_connections: 1, max_message_bytes: 1 << 20, max_in_flight: 2, drain: Duration::from_secs(1) };
+        let limits = Limits { max_in_flight: 2, ..Limits::small() };
         let decide_on = |line: &str, in_flight| match parse(line.as_bytes()).unwrap() {
             Message::Request(request) => decide(&request, in_flight, &limits),
             other => panic!("{other:?}"),

@@ -11,6 +11,8 @@ pub const LEGACY: [&str; 4] = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-1
 
 /// The keys of the modern era in `params._meta`.
 pub const META_VERSION: &str = "io.modelcontextprotocol/protocolVersion";
+pub const META_CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
+pub const META_SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
 
 /// Which of the two protocols a peer speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +29,10 @@ pub mod code {
     pub const INVALID_REQUEST: i32 = -32600;
     pub const METHOD_NOT_FOUND: i32 = -32601;
     pub const INVALID_PARAMS: i32 = -32602;
+    /// The protocol's own, for a header that says something else than the message.
+    pub const HEADER_MISMATCH: i32 = -32020;
+    /// The protocol's own, for a client that lacks a capability which the request wants.
+    pub const MISSING_CAPABILITY: i32 = -32021;
     /// The protocol's own, for a version of the modern era that a server does not speak.
     pub const UNSUPPORTED_VERSION: i32 = -32022;
     /// The upstream could not be started or reached, died, or broke the protocol.

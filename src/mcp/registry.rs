@@ -12,6 +12,8 @@ use tokio::sync::watch;
 
 use super::Identity;
 use super::call::Recorder;
+use super::http::Front;
+use super::http::bind::Door;
 use super::leaks::Leaks;
 use super::service::Service;
 use super::settings::{Limits, UnixSettings};
@@ -24,6 +26,8 @@ pub struct Registry {
     pub sockets: Vec<Socket>,
     pub limits: Limits,
     pub allow_uids: Vec<u32>,
+    pub allow_gids: Vec<u32>,
+    pub http: Option<Arc<Door>>,
     pub closing: bool,
 }
 
@@ -58,6 +62,8 @@ pub struct Shared {
     pub recorder: Arc<Recorder>,
     pub identity: Identity,
     pub connections: Arc<AtomicUsize>,
+    /// The sessions of HTTP clients.
+    pub front: Front,
 }
 
 impl Shared {

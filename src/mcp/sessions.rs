@@ -7,13 +7,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::select_all;
+use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::timeout;
 
+use super::call::Peer;
 use super::credentials;
+use super::http::Start;
+use super::http::connection::{self, Speaks};
 use super::lines::Lines;
-use super::listener::Accepted;
+use super::listener::{Accepted, Stream};
 use super::registry::{Registry, Shared, Target};
 use super::router::Router;
 use super::service::Service;
@@ -24,6 +28,7 @@ use crate::lifecycle::{PartError, Shutdown};
 pub async fn run(
     shared: Arc<Shared>,
     mut accepted: mpsc::Receiver<Accepted>,
+    mut starts: mpsc::Receiver<Start>,
     mut shutdown: Shutdown,
 ) -> Result<(), PartError> {
     let mut registry = shared.registry.subscribe();
@@ -36,11 +41,16 @@ pub async fn run(
             Some(connection) = accepted.recv() => {
                 sessions.spawn(serve(shared.clone(), connection));
             }
+            Some(start) = starts.recv() => drop(sessions.spawn(start)),
             Some(ended) = sessions.join_next() => report(ended),
             changed = registry.changed() => if changed.is_err() { break },
         }
     }
     accepted.close();
+    starts.close();
+    while let Ok(start) = starts.try_recv() {
+        sessions.spawn(start);
+    }
     while let Ok(connection) = accepted.try_recv() {
         sessions.spawn(serve(shared.clone(), connection));
     }
@@ -50,14 +60,29 @@ pub async fn run(
 
 async fn serve(shared: Arc<Shared>, connection: Accepted) {
     let Accepted { stream, peer, target, permit } = connection;
-    let limits = shared.registry.borrow().limits.clone();
-    let (reader, writer) = stream.into_split();
-    let client = Lines::new(reader, writer, limits.max_message_bytes);
-    match target {
-        Target::Service(service) => Session::new(surroundings(&shared, service), client, peer).run().await,
-        Target::Aggregate => Router::new(shared, client, peer).run().await,
+    match stream {
+        Stream::Tcp(stream, door) => connection::serve_tcp(shared, stream, peer, door).await,
+        Stream::Lines(stream) => serve_lines(shared, stream, peer, target).await,
+        Stream::Unix(stream) => match connection::first_byte(&stream, &shared).await {
+            Speaks::Http => connection::serve_unix(shared, stream, peer, target).await,
+            Speaks::Lines => serve_lines(shared, stream, peer, target).await,
+            Speaks::Nothing => {}
+        },
     }
     drop(permit);
+}
+
+async fn serve_lines(shared: Arc<Shared>, stream: UnixStream, peer: Peer, target: Target) {
+    let limit = shared.registry.borrow().limits.max_message_bytes;
+    let (reader, writer) = stream.into_split();
+    match target {
+        Target::Service(service) => {
+            Session::new(surroundings(&shared, service), Lines::new(reader, writer, limit), peer).run().await;
+        }
+        Target::Aggregate => {
+            Router::new(shared, Lines::new(Box::new(reader), Box::new(writer), limit), peer).run().await;
+        }
+    }
 }
 
 pub fn surroundings(shared: &Arc<Shared>, service: Arc<Service>) -> Surroundings {

@@ -1,6 +1,7 @@
 //! What the MCP domain is told by the configuration, checked.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,6 +15,10 @@ use crate::secret::SecretText;
 pub struct McpSettings {
     /// `None`: no Unix sockets at all.
     pub unix: Option<UnixSettings>,
+    /// `None`: no streamable HTTP over TCP.
+    pub http: Option<ListenSettings>,
+    /// The process's own standard input and output are a client of all services.
+    pub stdio: bool,
     pub services: BTreeMap<String, ServiceSettings>,
     pub limits: Limits,
     pub leak_guard: LeakAction,
@@ -39,6 +44,28 @@ pub struct UnixSettings {
     pub mode: u32,
     /// Besides the process's own uid, which is always allowed.
     pub allow_uids: Vec<u32>,
+    /// Primary groups that may connect as well.
+    pub allow_gids: Vec<u32>,
+}
+
+/// Streamable HTTP over TCP.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ListenSettings {
+    pub address: SocketAddr,
+    /// What a request must bring.
+    pub token: SecretText,
+    /// Names in `Host` besides those of this machine; with or without a port.
+    pub allowed_hosts: Vec<String>,
+    /// Besides origins on this machine.
+    pub allowed_origins: Vec<String>,
+    pub tls: Option<ListenTls>,
+}
+
+/// The server's certificate, and those between it and its authority, and its key; PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenTls {
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -48,8 +75,30 @@ pub struct Limits {
     pub max_message_bytes: usize,
     /// Requests of one client that are not answered yet.
     pub max_in_flight: usize,
+    /// Sessions of HTTP clients at one time.
+    pub max_sessions: usize,
+    /// An HTTP client's session that nothing is asked of for so long ends.
+    pub idle_timeout: Duration,
+    /// What one HTTP session keeps of its streams, to send again.
+    pub replay_bytes: usize,
     /// How long a shutdown waits for answers that are under way.
     pub drain: Duration,
+}
+
+#[cfg(test)]
+impl Limits {
+    /// Small ones, for the tests of this domain.
+    pub fn small() -> Self {
+        Self {
+            max_connections: 1,
+            max_message_bytes: 1 << 20,
+            max_in_flight: 3,
+            max_sessions: 4,
+            idle_timeout: Duration::from_secs(60),
+            replay_bytes: 4096,
+            drain: Duration::from_secs(1),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]

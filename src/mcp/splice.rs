@@ -14,6 +14,22 @@ pub fn replace(text: &str, part: Field<'_>, with: &str) -> Option<String> {
     Some(spliced)
 }
 
+/// As `replace`, for several parts that do not overlap.
+pub fn replace_each(text: &str, parts: &[(Field<'_>, &str)]) -> Option<String> {
+    let mut places: Vec<(Range<usize>, &str)> =
+        parts.iter().map(|(part, with)| Some((range_within(text, part.raw())?, *with))).collect::<Option<_>>()?;
+    places.sort_by_key(|(range, _)| range.start);
+    let mut spliced = String::with_capacity(text.len() + places.iter().map(|(_, with)| with.len()).sum::<usize>());
+    let mut from = 0;
+    for (Range { start, end }, with) in places {
+        spliced.push_str(text.get(from..start)?);
+        spliced.push_str(with);
+        from = end;
+    }
+    spliced.push_str(&text[from..]);
+    Some(spliced)
+}
+
 /// A JSON object with members added at its end, for each key that it has not got. `present` says which it has.
 pub fn add_members(object: &str, members: &[(&str, &str)], present: impl Fn(&str) -> bool) -> Option<String> {
     let body = object.trim_ascii().strip_prefix('{')?.strip_suffix('}')?;
@@ -54,6 +70,14 @@ mod tests {
             let spliced = replace(&whole, request.params.name.unwrap(), &new.to_string()).unwrap();
             prop_assert_eq!(spliced, line(&new));
         }
+    }
+
+    #[test]
+    fn several_parts_are_replaced_in_whatever_order_they_are_named() {
+        let text = r#"{"a":1,"b":22,"c":333}"#;
+        let (a, c) = (Field(&text[5..6]), Field(&text[18..21]));
+        assert_eq!(replace_each(text, &[(c, "\"x\""), (a, "0")]).unwrap(), r#"{"a":0,"b":22,"c":"x"}"#);
+        assert_eq!(replace_each(text, &[(a, "0"), (a, "0")]), None, "they overlap");
     }
 
     #[test]

@@ -39,6 +39,11 @@ impl UnixHttp {
         self.0.write_all(request.as_bytes()).await.unwrap();
     }
 
+    /// A body, after its headers were sent.
+    pub async fn write(&mut self, body: &[u8]) {
+        self.0.write_all(body).await.unwrap();
+    }
+
     /// One answer with a length, or none.
     pub async fn answer(&mut self) -> Answer {
         let (status, length) = self.head().await;

@@ -1,27 +1,76 @@
 //! `transports`, `services` and the service files, to the MCP domain's settings.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Check, join, seconds};
-use crate::config::raw::mcp::{RawLimits, RawOnRotate, RawServiceFile, RawServiceKind, RawTransports, RawUnix};
+use crate::config::raw::mcp::{
+    RawHttp, RawLimits, RawOnRotate, RawServiceFile, RawServiceKind, RawTransports, RawUnix,
+};
 use crate::mcp::settings::{
-    HttpSettings, Limits, OnRotate, ServiceSettings, StdioSettings, UnixSettings, UpstreamSettings,
+    HttpSettings, Limits, ListenSettings, ListenTls, OnRotate, ServiceSettings, StdioSettings, UnixSettings,
+    UpstreamSettings,
 };
 
 /// `folder` is the main file's, from which default paths start.
 pub fn unix(raw: &mut RawTransports, folder: &Path, check: &mut Check<'_>) -> Option<UnixSettings> {
-    check.unavailable_if(raw.stdio.enabled, &["transports", "stdio", "enabled"]);
-    let http = raw.http.enabled.unwrap_or_else(|| raw.http.says_more());
-    check.unavailable_if(http, &["transports", "http"]);
-    let RawUnix { enabled, path, mode, allow_uids } = std::mem::take(&mut raw.unix);
+    let RawUnix { enabled, path, mode, allow_uids, allow_gids } = std::mem::take(&mut raw.unix);
     if !enabled.unwrap_or(true) {
         return None;
     }
     let path = path.map_or_else(|| folder.join("run/mcpeg.sock"), |path| path.0);
     check.socket_path(&["transports", "unix", "path"], &path);
-    Some(UnixSettings { path, mode: mode.map_or(0o600, |mode| mode.0), allow_uids })
+    Some(UnixSettings { path, mode: mode.map_or(0o600, |mode| mode.0), allow_uids, allow_gids })
+}
+
+pub fn listen(raw: RawHttp, check: &mut Check<'_>) -> Option<ListenSettings> {
+    if !raw.enabled {
+        return None;
+    }
+    let path = ["transports", "http"];
+    let address = raw.address.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    if !address.is_loopback() && raw.tls.is_none() {
+        let message =
+            "an address that is not loopback wants `tls`: the token and all messages would be readable on the way";
+        check.problem_with(
+            &join(&path, &["address"]),
+            message,
+            "give `tls`, or a loopback address such as `127.0.0.1`",
+        );
+    }
+    let tls = raw.tls.map(|tls| {
+        let tls = ListenTls { cert_file: tls.cert_file.0, key_file: tls.key_file.0 };
+        check.readable(&join(&path, &["tls", "cert_file"]), &tls.cert_file);
+        check.readable(&join(&path, &["tls", "key_file"]), &tls.key_file);
+        check.private(&join(&path, &["tls", "key_file"]), &tls.key_file);
+        tls
+    });
+    for (index, origin) in raw.allowed_origins.iter().enumerate() {
+        if !is_origin(origin) {
+            let place = index.to_string();
+            let message =
+                "expected an origin: a scheme, a name and perhaps a port, such as `https://tools.example.com`";
+            check.problem(&join(&path, &["allowed_origins", &place]), message);
+        }
+    }
+    let Some(token) = raw.token else {
+        check.problem(&path, "`token` is missing: everybody who can reach the address could use the services");
+        return None;
+    };
+    Some(ListenSettings {
+        address: SocketAddr::new(address, raw.port.unwrap_or(8080)),
+        token: token.0,
+        allowed_hosts: raw.allowed_hosts,
+        allowed_origins: raw.allowed_origins,
+        tls,
+    })
+}
+
+/// As browsers write it: without a path, without the scheme's own port.
+fn is_origin(text: &str) -> bool {
+    url::Url::parse(text).is_ok_and(|url| url.origin().ascii_serialization() == text)
 }
 
 /// `drain` is the whole stop's deadline.
@@ -30,6 +79,9 @@ pub fn limits(raw: &RawLimits, drain: Duration) -> Limits {
         max_connections: raw.max_connections.unwrap_or(1024) as usize,
         max_message_bytes: raw.max_message_mb.unwrap_or(16) as usize * 1024 * 1024,
         max_in_flight: raw.max_in_flight.unwrap_or(256) as usize,
+        max_sessions: raw.max_sessions.unwrap_or(256) as usize,
+        idle_timeout: raw.idle_timeout.as_ref().map_or(seconds(1800), |timeout| timeout.0),
+        replay_bytes: raw.replay_kb.unwrap_or(1024) as usize * 1024,
         drain,
     }
 }

@@ -34,36 +34,50 @@ pub struct RawUnix {
     /// Users that may connect besides mcpeg's own.
     #[serde(default)]
     pub allow_uids: Vec<u32>,
+    /// Groups whose members may connect, by the primary group of the program that does.
+    #[serde(default)]
+    pub allow_gids: Vec<u32>,
 }
 
-/// Not available in this version.
+/// mcpeg as a server that an MCP client spawns: all services on its own standard input and output. It ends when the input does.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawStdio {
+    /// Default: `false`.
     #[serde(default)]
     pub enabled: bool,
 }
 
-/// Not available in this version.
+/// Streamable HTTP: all services at `/mcp`, one at `/mcp/NAME`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawHttp {
-    pub enabled: Option<bool>,
+    /// Default: `false`.
+    #[serde(default)]
+    pub enabled: bool,
+    /// One that is not loopback wants `tls`. Default: `127.0.0.1`.
     pub address: Option<std::net::IpAddr>,
+    /// Default: 8080.
     pub port: Option<u16>,
+    /// What a request must bring as `Authorization: Bearer`; read anew for each. Required.
     pub token: Option<RawSecretText>,
+    /// Names that `Host` may have besides `localhost` and loopback addresses.
     #[serde(default)]
     pub allowed_hosts: Vec<String>,
+    /// Origins, such as `https://tools.example.com`, whose pages may ask, besides those on this machine.
     #[serde(default)]
     pub allowed_origins: Vec<String>,
+    /// Left out: no TLS.
+    pub tls: Option<RawServerTls>,
 }
 
-impl RawHttp {
-    /// Whether anything but `enabled` was given.
-    pub fn says_more(&self) -> bool {
-        let settings = self.address.is_some() || self.port.is_some() || self.token.is_some();
-        settings || !self.allowed_hosts.is_empty() || !self.allowed_origins.is_empty()
-    }
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawServerTls {
+    /// PEM: the certificate, then those between it and its authority.
+    pub cert_file: RawPath,
+    /// PEM, not encrypted: PKCS#8, PKCS#1 or SEC1.
+    pub key_file: RawPath,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -78,6 +92,14 @@ pub struct RawLimits {
     /// Unanswered requests of one client. Default: 256.
     #[schemars(range(min = 1, max = 65536))]
     pub max_in_flight: Option<u32>,
+    /// Sessions of HTTP clients at one time; a new one takes the place of the one that has been idle longest. Default: 256.
+    #[schemars(range(min = 1, max = 65536))]
+    pub max_sessions: Option<u32>,
+    /// A session of an HTTP client of which nothing is asked for so long, and that has no stream open, ends. Default: `30m`.
+    pub idle_timeout: Option<RawDuration>,
+    /// What one HTTP session keeps of its streams for clients that come back with `Last-Event-ID`. Default: 1024.
+    #[schemars(range(min = 0, max = 65536))]
+    pub replay_kb: Option<u32>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -22,7 +22,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -36,7 +35,7 @@ use super::message::IdKey;
 use super::protocol::Era;
 use super::registry::{AGGREGATE, Registry, Shared};
 use super::service::Service;
-use super::session::{ClientWriter, Session};
+use super::session::{ClientLines, ClientWriter, Session};
 use super::sessions::surroundings;
 use super::upstream::backoff::random;
 
@@ -48,7 +47,7 @@ pub struct Router {
     /// The aggregate's name in records.
     name: Arc<str>,
     peer: Peer,
-    client: Lines<OwnedReadHalf, OwnedWriteHalf>,
+    client: ClientLines,
     /// By service. Made when something is sent there.
     branches: BTreeMap<String, Branch>,
     sessions: JoinSet<()>,
@@ -110,7 +109,7 @@ enum Own {
 }
 
 impl Router {
-    pub fn new(shared: Arc<Shared>, client: Lines<OwnedReadHalf, OwnedWriteHalf>, peer: Peer) -> Self {
+    pub fn new(shared: Arc<Shared>, client: ClientLines, peer: Peer) -> Self {
         let registry = shared.registry.subscribe();
         let known = revisions(&registry.borrow());
         Self {

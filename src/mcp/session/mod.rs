@@ -36,6 +36,15 @@ pub trait ClientWriter: AsyncWrite + Unpin + Send {
     fn is_gone(&self, ended: bool) -> bool;
 }
 
+/// A client of any kind.
+pub type ClientLines = Lines<Box<dyn AsyncRead + Unpin + Send>, Box<dyn ClientWriter>>;
+
+impl ClientWriter for Box<dyn ClientWriter> {
+    fn is_gone(&self, ended: bool) -> bool {
+        (**self).is_gone(ended)
+    }
+}
+
 impl ClientWriter for OwnedWriteHalf {
     fn is_gone(&self, _ended: bool) -> bool {
         // Writing nothing succeeds or would block, unless the peer does not read any more.

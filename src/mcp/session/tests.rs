@@ -52,8 +52,7 @@ impl Client {
         let service = Arc::new(Service::new("s", ServiceSettings { upstream, timeout }).unwrap());
         let (secrets, audit) = (Secrets::new(&[("token", "one")]), Audit::new());
         let metrics = Metrics::new(&opentelemetry::global::meter("test"));
-        let limits =
-            Limits { max_connections: 1, max_message_bytes: 1 << 20, max_in_flight: 3, drain: Duration::from_secs(1) };
+        let limits = Limits { max_in_flight: 3, ..Limits::small() };
         let recorder = Arc::new(Recorder { audit: audit.clone(), metrics, shipping: shipping() });
         let around = Surroundings {
             service: service.clone(),
@@ -64,7 +63,7 @@ impl Client {
         };
         let (near, far) = UnixStream::pair().unwrap();
         let (reader, writer) = far.into_split();
-        let peer = Peer { uid: 1, pid: None };
+        let peer = Peer { uid: Some(1), pid: None, address: None };
         let mut session = JoinSet::new();
         session.spawn(Session::new(around, Lines::new(reader, writer, 1 << 20), peer).run());
         let (reader, writer) = near.into_split();

@@ -359,7 +359,7 @@ enum ErrorWords {
 }
 
 /// In valid JSON a raw line break stands only between tokens: a space says the same.
-fn one_line(text: Bytes) -> Bytes {
+pub fn one_line(text: Bytes) -> Bytes {
     if memchr::memchr2(b'\n', b'\r', &text).is_none() {
         return text;
     }

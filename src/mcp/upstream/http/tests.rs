@@ -124,8 +124,7 @@ impl Rig {
         let settings = ServiceSettings { upstream, timeout };
         let service = Arc::new(Service::new("s", settings.clone()).unwrap());
         let metrics = Metrics::new(&opentelemetry::global::meter("test"));
-        let limits =
-            Limits { max_connections: 1, max_message_bytes: 1 << 20, max_in_flight: 2, drain: Duration::from_secs(1) };
+        let limits = Limits { max_in_flight: 2, ..Limits::small() };
         let recorder = Arc::new(Recorder { audit: Audit::new(), metrics, shipping: shipping() });
         let around = Surroundings {
             service: service.clone(),
