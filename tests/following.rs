@@ -57,9 +57,9 @@ secrets:
 render:
   groups:
     tls:
-      validate: [sh, check.sh, "{{folder}}"]
+      validate: [sh, {root}/check.sh, "{{folder}}"]
       rollback: true
-      on_change: {{ command: [sh, reload.sh] }}
+      on_change: {{ command: [sh, {root}/reload.sh] }}
 templates:
   - {{ source: server.crt.j2, destination: tls/server.crt, group: tls }}
   - {{ source: server.key.j2, destination: tls/server.key, group: tls }}
@@ -163,6 +163,7 @@ templates:
     let template = "{{ secret.db.username }} {{ secret.db.password }}";
     let sidecar = Sidecar::start(Folder::new(&[("mcpeg.yaml", &main), ("token", ROOT_TOKEN), ("db.j2", template)]));
     let (folder, users) = (&sidecar.folder, std::sync::Mutex::new(BTreeSet::new()));
+    let runtime = tokio::runtime::Handle::current();
     let enough = || users.lock().unwrap().len() > 10;
     std::thread::scope(|scope| {
         // One connects for each query, the other keeps its connection until the file has changed.
@@ -185,7 +186,7 @@ templates:
                 let user = session.query();
                 assert!(session.login.starts_with(&user));
                 queries += 1;
-                tokio::runtime::Handle::current().block_on(tokio::time::sleep(Duration::from_millis(20)));
+                runtime.block_on(async { tokio::time::sleep(Duration::from_millis(20)).await });
             }
             queries
         });
