@@ -132,3 +132,15 @@ async fn new_bytes_that_are_refused_never_take_effect_and_a_missing_systemd_is_s
     assert!(!sidecar.folder.path("run/.app.conf.mcpeg-new").exists());
     sidecar.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_to_be_told_is_told_at_a_stop() {
+    let sidecar = Sidecar::start(folder("command: [touch, HERE/told], settle: 5s"));
+    let (rendered, told) = (sidecar.folder.path("run/app.conf"), sidecar.folder.path("told"));
+    eventually(Duration::from_secs(5), "the file is written", async || rendered.exists().then_some(())).await;
+    assert!(!told.exists(), "it waits for others");
+    sidecar.signal(libc::SIGTERM);
+    // Sooner than by itself.
+    eventually(Duration::from_secs(3), "the hook has run", async || told.exists().then_some(())).await;
+    assert!(sidecar.stop().await.success());
+}

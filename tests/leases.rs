@@ -289,3 +289,42 @@ async fn a_lease_is_kept_until_whoever_reads_its_file_has_followed() {
     assert!(postgres.lets_in(&user, &password));
     sidecar.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_is_kept_until_the_supervised_process_has_followed() {
+    let (bao, postgres) = (Bao::start().await, Postgres::start().await);
+    database(&bao, &postgres, "1h", "2h").await;
+    let folder = folder(ROOT, &bao.address(), "", "path: database/creds/app, overlap: 1s");
+    // It takes three seconds to end, and until then it may use what it was started with.
+    folder.write(
+        "agent.sh",
+        "trap 'sleep 3; exit 0' TERM\necho $DB_USER $DB_PASSWORD > \"$1\"\nwhile :; do sleep 0.1; done\n",
+    );
+    let (script, says) = (folder.path("agent.sh"), folder.path("says"));
+    let process = format!(
+        "process: {{ command: [sh, {}, {}], env: {{ DB_USER: \"${{secret.db.username}}\", DB_PASSWORD: \"${{secret.db.password}}\" }} }}\n",
+        script.display(),
+        says.display()
+    );
+    folder.write("mcpeg.yaml", &(folder.read("mcpeg.yaml") + &process));
+    let sidecar = Sidecar::start(folder);
+    let used = async |than: &str| {
+        eventually(Duration::from_secs(10), "the process says whom it is", async || {
+            let text = sidecar.folder.read("says");
+            let (user, password) = text.trim().split_once(' ')?;
+            (user != than).then(|| (user.to_owned(), password.to_owned()))
+        })
+        .await
+    };
+    let (first, password) = used("").await;
+    assert!(sidecar.folder.mcpeg(&["secrets", "refresh", "db"]).status.success());
+    another_user(&sidecar, &first, Duration::from_secs(5)).await;
+    // The overlap has passed twice over, and the process has not ended.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(postgres.lets_in(&first, &password), "the process that ends still uses it");
+    assert!(reasons(&sidecar, "secret.revoked").is_empty());
+    let (second, password) = used(&first).await;
+    eventually(Duration::from_secs(10), "the old user is gone", async || (!postgres.has_user(&first)).then_some(()))
+        .await;
+    assert!(postgres.lets_in(&second, &password));
+}

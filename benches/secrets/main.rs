@@ -2,7 +2,7 @@
 //!
 //! Both are given the same server through a counting proxy, the same login, the same secrets and templates. `cargo bench --bench secrets -- soak`
 //! rotates a secret every second for five minutes (or as many seconds as are given) and looks at what that leaves; `-- short`
-//! waits a tenth as long everywhere, to see that the benchmark itself works. Linux only: it reads
+//! waits a tenth as long everywhere, to see that the benchmark itself works; `-- render` measures files and a supervised program. Linux only: it reads
 //! /proc, and looks into memory, for which a release build wants root.
 
 // A benchmark that meets anything unexpected should stop there, and it prints because that is what it is for.
@@ -20,6 +20,7 @@ mod client;
 mod contender;
 #[path = "../sidecar/process.rs"]
 mod process;
+mod render;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
@@ -41,6 +42,7 @@ fn main() {
             let seconds = args.get(1).and_then(|text| text.parse().ok()).unwrap_or(300);
             runtime.block_on(soak(Duration::from_secs(seconds)));
         }
+        Some("render") => runtime.block_on(render::measure()),
         _ => runtime.block_on(measure()),
     }
 }

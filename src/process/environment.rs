@@ -12,7 +12,7 @@ use std::sync::Arc;
 use ring::hmac;
 use tokio::process::Command;
 
-use crate::ports::{SecretReader, SecretUnavailable};
+use crate::ports::{Hold, SecretReader, SecretUnavailable};
 use crate::secret::{ResolveError, Secret};
 
 use super::ProcessError;
@@ -23,6 +23,8 @@ pub(super) struct Environment {
     values: Vec<(String, Secret)>,
     /// `item@version`, by item.
     pub versions: Vec<String>,
+    /// The same, in parts.
+    used: BTreeMap<String, u64>,
     /// Differs when a value does.
     pub digest: Digest,
 }
@@ -47,13 +49,13 @@ impl Environment {
         secrets: &dyn SecretReader,
         digester: &Digester,
     ) -> Result<Self, Unresolved> {
-        let mut versions = BTreeMap::new();
+        let mut used = BTreeMap::new();
         let mut values = Vec::with_capacity(settings.env.len());
         let mut digest = hmac::Context::with_key(&digester.0);
         for (name, text) in &settings.env {
             let value = text.resolve(|reference| {
                 let version = secrets.current(&reference.item)?;
-                versions.insert(reference.item.clone(), version.version);
+                used.insert(reference.item.clone(), version.version);
                 Ok(version)
             });
             let value = value.map_err(|source| Unresolved { variable: name.clone(), source })?;
@@ -66,8 +68,13 @@ impl Environment {
         }
         let mut bytes = [0; 32];
         bytes.copy_from_slice(digest.sign().as_ref());
-        let versions = versions.iter().map(|(item, version)| format!("{item}@{version}")).collect();
-        Ok(Self { values, versions, digest: Digest(bytes) })
+        let versions = used.iter().map(|(item, version)| format!("{item}@{version}")).collect();
+        Ok(Self { values, versions, used, digest: Digest(bytes) })
+    }
+
+    /// Keeps what these versions were leased under from being given back.
+    pub fn hold(&self, secrets: &dyn SecretReader) -> Vec<Hold> {
+        self.used.iter().map(|(item, version)| secrets.hold(item, *version)).collect()
     }
 
     /// What is to be executed. It holds copies of the values: it must not outlive the start.

@@ -2,6 +2,9 @@
 //!
 //! Several secrets that change at one time are one change: it is acted on when none has changed for a moment. Everything that may happen
 //! to a running process is one `Event`, so that there is one place to look for what follows from what.
+//!
+//! Invariant: no lease of what the process was started with is given back (`SecretReader::hold`) before it has been told of newer
+//! values or has ended.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::lifecycle::{ReadySignal, ReadyState, Shutdown};
-use crate::ports::{AuditEvent, AuditRefused, Outcome};
+use crate::ports::{AuditEvent, AuditRefused, Hold, Outcome};
 
 use super::Surroundings;
 use super::backoff::Backoff;
@@ -257,6 +260,7 @@ impl Keeper {
     /// Starts the process and stays with it until it does not run any more.
     async fn start(&mut self, settings: &mut Arc<ProcessSettings>, environment: Environment, reason: Reason) -> Left {
         let (digest, versions) = (environment.digest.clone(), environment.versions.clone());
+        let held = environment.hold(&*self.around.secrets);
         let program = settings.argv.first().cloned().unwrap_or_default();
         let event = AuditEvent::new("process.start", Outcome::Success)
             .with("process.executable.path", program.clone())
@@ -285,10 +289,16 @@ impl Keeper {
         info!(pid, program, reason = reason.as_str(), versions = versions.join(" "), "process started");
         self.shared.set(State::Running { pid, since: now(), versions });
         self.ready.ready();
-        self.follow(settings, running, digest).await
+        self.follow(settings, running, digest, held).await
     }
 
-    async fn follow(&mut self, settings: &mut Arc<ProcessSettings>, mut running: Running, mut digest: Digest) -> Left {
+    async fn follow(
+        &mut self,
+        settings: &mut Arc<ProcessSettings>,
+        mut running: Running,
+        mut digest: Digest,
+        mut held: Vec<Hold>,
+    ) -> Left {
         let mut changes = self.subscribe(settings);
         // A change between the start and the subscription is found when this runs out.
         let mut settling = Some(Settling::begin());
@@ -325,14 +335,21 @@ impl Keeper {
                     // A secret that is not there at the moment is no reason to take the old one away.
                     let Ok(new) = Environment::now(settings, &*self.around.secrets, &self.digester) else { continue };
                     if new.digest == digest {
+                        held = new.hold(&*self.around.secrets);
                         continue;
                     }
                     match &settings.on_change {
                         OnChange::Restart => {
                             drop(new);
-                            return Left::Rotated(self.stop(running, settings).await);
+                            let end = self.stop(running, settings).await;
+                            drop(held);
+                            return Left::Rotated(end);
                         }
-                        OnChange::Signal(with) => self.tell(&running, with, new.versions),
+                        OnChange::Signal(with) => {
+                            let newer = new.hold(&*self.around.secrets);
+                            self.tell(&running, with, new.versions);
+                            held = newer;
+                        }
                         OnChange::Ignore => info!("a secret of the process has changed; its next start has it"),
                     }
                     digest = new.digest;

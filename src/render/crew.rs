@@ -35,7 +35,9 @@ pub(super) async fn run(shared: Arc<Shared>, ready: ReadySignal, mut shutdown: S
             Some(ended) = crew.tasks.join_next() => crew.note_end(ended).await,
         }
     }
-    crew.tasks.shutdown().await;
+    shared.stop();
+    // What takes too long is aborted with this task.
+    while crew.tasks.join_next().await.is_some() {}
 }
 
 struct Crew {

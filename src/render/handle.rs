@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use tokio::sync::{Mutex as Turn, Notify, OwnedMutexGuard, watch};
 use tokio::time::Instant;
@@ -30,6 +31,7 @@ pub(super) struct Shared {
     jobs: watch::Sender<Jobs>,
     /// Rung after each attempt.
     pub progress: Notify,
+    is_stopping: watch::Sender<bool>,
     /// The turns at the places that a job writes.
     writing: Mutex<HashMap<PathBuf, Weak<Turn<()>>>>,
     /// Retired jobs whose files are to go; taken by the part's task.
@@ -85,8 +87,8 @@ impl RenderHandle {
 
 impl Shared {
     pub fn new(context: Context) -> Self {
-        let (writing, removals) = (Mutex::default(), Mutex::default());
-        Self { context, jobs: watch::Sender::default(), progress: Notify::new(), writing, removals }
+        let (writing, removals, is_stopping) = (Mutex::default(), Mutex::default(), watch::Sender::new(false));
+        Self { context, jobs: watch::Sender::default(), progress: Notify::new(), is_stopping, writing, removals }
     }
 
     /// Some job writes this file.
@@ -108,6 +110,22 @@ impl Shared {
         let held = Arc::default();
         locks.insert(destination.to_owned(), Arc::downgrade(&held));
         held
+    }
+
+    /// Workers run what waits to be run, and end.
+    pub fn stop(&self) {
+        self.is_stopping.send_replace(true);
+    }
+
+    /// Completes when they are to end.
+    pub async fn stops(&self) {
+        // The sender is in `self`.
+        let _ = self.is_stopping.subscribe().wait_for(|is_stopping| *is_stopping).await;
+    }
+
+    /// Waits that long, unless they are to end before.
+    pub async fn stops_within(&self, wait: Duration) -> bool {
+        tokio::time::timeout(wait, self.stops()).await.is_ok()
     }
 
     pub fn subscribe_jobs(&self) -> watch::Receiver<Jobs> {

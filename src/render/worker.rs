@@ -47,8 +47,14 @@ pub(super) async fn work(job: Arc<Job>, shared: Arc<Shared>) {
         worker.follow(&reads, &outcome);
         worker.tell_if_due().await;
         worker.shared.progress.notify_one();
-        if worker.wait(&reads).await == Due::Changed {
-            tokio::time::sleep(worker.job.unit.settle()).await;
+        let stops = match worker.wait(&reads).await {
+            Due::Changed => worker.shared.stops_within(worker.job.unit.settle()).await,
+            Due::Retry => false,
+            Due::Stop => true,
+        };
+        if stops {
+            // Who waits for a hook would not hear of it at the next start, when the bytes are the same.
+            return worker.tell().await;
         }
     }
 }
@@ -58,6 +64,7 @@ pub(super) async fn work(job: Arc<Job>, shared: Arc<Shared>) {
 enum Due {
     Changed,
     Retry,
+    Stop,
 }
 
 struct Worker {
@@ -300,9 +307,11 @@ impl Worker {
     async fn wait(&mut self, reads: &Reads) -> Due {
         let Some(mut changes) = self.subscribe(reads) else { return Due::Changed };
         let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
+        let stopping = self.shared.clone();
         loop {
             let due = self.pending.as_ref().map(|pending| pending.due);
             tokio::select! {
+                () = stopping.stops() => return Due::Stop,
                 () = any_of(&mut changes) => return Due::Changed,
                 () = at(due) => self.tell().await,
                 // What could not be loaded is loaded anew in any case.
