@@ -1,11 +1,12 @@
 //! Process memory that keeps no secret longer than it must. With `child`, the only module with unsafe code.
 //!
-//! Owns four things:
+//! Owns five things:
 //! - `WipingAllocator`, the global allocator: every heap block is overwritten with zeros before it goes back to libc, also when a
 //!   `Vec` grows. A secret that passed through a JSON body or a TLS buffer is gone as soon as that buffer is freed.
 //! - `LockedBytes`, slices of a locked arena: pages from `memfd_secret(2)` where the kernel has it (not readable through
 //!   `/proc/PID/mem`, even by root), else anonymous pages with `mlock(2)` and `MADV_DONTDUMP`. A slice is wiped when it is dropped.
 //! - `wipe_variable`, which overwrites the value of an environment variable in the block that `/proc/PID/environ` shows;
+//! - `let_go_of_code`, which gives the pages of code that only the start needs back to the system;
 //! - `with_wiped_stack`, which runs a closure and then overwrites the stack below it, for code that keeps short strings inline.
 //!
 //! It must not know what a secret is for. Invariants: a slice is handed out once until it is dropped; a free slice holds only zeros;
@@ -269,6 +270,28 @@ fn map_secret_memory(bytes: usize) -> Option<NonNull<u8>> {
     }
 }
 
+/// Gives the pages of the program's own code back to the system, which reads in again what is still used: a start runs much code that
+/// nothing needs afterwards (arguments, YAML, schemas). Does nothing where `/proc` does not say where the code lies.
+pub fn let_go_of_code() {
+    let Ok(program) = std::fs::read_link("/proc/self/exe") else { return };
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
+    for (start, end) in maps.lines().filter_map(|line| code_of(line, program.to_str()?)) {
+        // SAFETY: a private, executable mapping of a file that is never written, with no relocations in it, holds what the file holds.
+        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
+    }
+}
+
+/// The addresses of a line of `/proc/PID/maps` (proc_pid_maps(5)), if it is code of `program`.
+fn code_of(line: &str, program: &str) -> Option<(usize, usize)> {
+    let mut fields = line.split_ascii_whitespace();
+    let (range, modes) = (fields.next()?, fields.next()?);
+    if modes != "r-xp" || fields.nth(3)? != program {
+        return None;
+    }
+    let (start, end) = range.split_once('-')?;
+    Some((usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?))
+}
+
 fn map(bytes: usize, flags: libc::c_int, fd: libc::c_int) -> Option<NonNull<u8>> {
     // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
     let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
@@ -284,6 +307,16 @@ const STACK_WIPE_BYTES: usize = 192 * 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn code_is_what_is_executable_and_the_programs_own() {
+        let line = "55d0c0a00000-55d0c1200000 r-xp 00400000 fe:01 1234                       /usr/bin/mcpeg";
+        assert_eq!(code_of(line, "/usr/bin/mcpeg"), Some((0x55d0_c0a0_0000, 0x55d0_c120_0000)));
+        assert_eq!(code_of(line, "/usr/bin/other"), None);
+        assert_eq!(code_of(&line.replace("r-xp", "r--p"), "/usr/bin/mcpeg"), None);
+        // What runs goes on.
+        let_go_of_code();
+    }
 
     #[test]
     fn a_slice_reads_back_and_its_slot_is_wiped_and_used_again() {

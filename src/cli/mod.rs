@@ -152,9 +152,13 @@ fn bad_configuration(problems: &Problems) -> ExitCode {
     ExitCode::from(64)
 }
 
+/// Threads that read and write files. Each that has handled a secret keeps 200 KiB of wiped stack, and many templates would use many.
+const BLOCKING_THREADS: usize = 4;
+
 /// Runs a command that needs the network on a runtime of its own.
 fn block_on<F: Future<Output = ExitCode>>(workers: usize, command: F) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(workers).max_blocking_threads(BLOCKING_THREADS).enable_all().build();
     match runtime {
         Ok(runtime) => {
             let code = runtime.block_on(command);

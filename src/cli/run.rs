@@ -12,6 +12,7 @@ use super::{bad_configuration, block_on, complain, failed, say, take_variables};
 use crate::app::{self, App};
 use crate::config::{self, Config, Sources};
 use crate::lifecycle::Stage;
+use crate::memory;
 use crate::ports::SupervisedProcess;
 use crate::process::ProcessHandle;
 use crate::reload::Reloader;
@@ -57,6 +58,7 @@ async fn serve(config: Config, sources: Sources) -> ExitCode {
             reasons = all_ready(every_part), if !announced => {
                 announced = true;
                 announce(&listening, &reasons, stdio, is_short_form);
+                memory::let_go_of_code();
             }
             code = process.ended() => break Ending::Process(code),
             () = mcp.stdio_ended() => break Ending::Asked("end of input"),
