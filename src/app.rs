@@ -58,13 +58,13 @@ pub fn protect_memory(lock_memory: LockMemory) -> Result<Protection, String> {
 /// Builds every domain. Nothing runs yet.
 pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
     let mut parts = Vec::new();
-    let (domains, protection) = build_domains(&config, &mut parts)?;
+    let domains = build_domains(&config, &mut parts)?;
     let Domains { telemetry, serve, mcp, process, .. } = domains.clone();
     let audit: Arc<dyn AuditLog> = Arc::new(telemetry.clone());
 
     let readiness = Arc::new(OnceLock::new());
     let reloader = Reloader::new(config.clone(), sources, domains.clone(), audit.clone());
-    let surface = surface(&config, &reloader, &domains, protection, readiness.clone());
+    let surface = surface(&config, &reloader, &domains, readiness.clone());
     let (admin, more) = admin::build(config.admin.clone(), surface, telemetry.meter())?;
     parts.extend(more);
     reloader.attach_admin(admin.clone());
@@ -86,13 +86,13 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
 }
 
 /// The domains without admin, which shows them, and their parts.
-fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<(Domains, Protection), PartError> {
+fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<Domains, PartError> {
     let guard = Arc::new(Guard::new()?);
     let redactor = Arc::new(SecretRedactor::new(guard.clone(), &config.redaction)?);
     let (telemetry, more) = telemetry::build(config.telemetry.clone(), redactor.clone())?;
     parts.extend(more);
     telemetry.install_logging()?;
-    let protection = protect_memory(config.lock_memory)?;
+    protect_memory(config.lock_memory)?;
     let audit: Arc<dyn AuditLog> = Arc::new(telemetry.clone());
     let meter = telemetry.meter();
 
@@ -123,7 +123,7 @@ fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<(Domains, Pro
 
     let around = process::Surroundings { secrets: reader.clone(), audit: audit.clone(), shipping, before: Vec::new() };
     let process = add_process(config, around, &render, &meter, parts)?;
-    Ok((Domains { telemetry, secrets, serve, render, mcp, redactor, process }, protection))
+    Ok(Domains { telemetry, secrets, serve, render, mcp, redactor, process })
 }
 
 /// The process may use all that was built so far, so it comes after it.
@@ -146,7 +146,6 @@ fn surface(
     config: &Config,
     reloader: &Arc<Reloader>,
     domains: &Domains,
-    protection: Protection,
     readiness: Arc<OnceLock<Vec<(&'static str, Readiness)>>>,
 ) -> Surface {
     let Domains { telemetry, secrets, serve, render, mcp, process, .. } = domains;
@@ -158,7 +157,7 @@ fn surface(
         Arc::new(process.clone()),
         Arc::new(telemetry.clone()),
         reloader.clone(),
-        Arc::new(MemoryReport(protection)),
+        Arc::new(MemoryReport(config.lock_memory)),
     ];
     Surface {
         reports,
@@ -188,8 +187,8 @@ fn listening(mcp: &McpHandle, serve: &ServeHandle, admin: &AdminHandle) -> Vec<S
     sockets.chain(admin.addresses().into_iter().map(|address| format!("admin {address}"))).collect()
 }
 
-/// How the memory of secrets is protected.
-struct MemoryReport(Protection);
+/// How the memory of secrets is protected by now: it grows with them, and may grow beyond the lock limit.
+struct MemoryReport(LockMemory);
 
 impl StatusReport for MemoryReport {
     fn section(&self) -> &'static str {
@@ -198,11 +197,16 @@ impl StatusReport for MemoryReport {
 
     fn conditions(&self) -> Vec<crate::ports::Condition> {
         use crate::ports::{Condition, ConditionState};
-        let state = if self.0 == Protection::Unlocked { ConditionState::Degraded } else { ConditionState::Ok };
-        vec![Condition { component: "memory".to_owned(), state, message: self.0.as_str().to_owned() }]
+        let protection = memory::protection();
+        let state = match self.0 {
+            _ if protection != Protection::Unlocked => ConditionState::Ok,
+            LockMemory::Require => ConditionState::Failed,
+            _ => ConditionState::Degraded,
+        };
+        vec![Condition { component: "memory".to_owned(), state, message: protection.as_str().to_owned() }]
     }
 
     fn detail(&self) -> serde_json::Value {
-        serde_json::json!({ "secrets": self.0.as_str() })
+        serde_json::json!({ "secrets": memory::protection().as_str() })
     }
 }

@@ -165,6 +165,33 @@ async fn a_lock_limit_that_is_too_small_is_a_warning_or_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn memory_that_grows_beyond_the_lock_limit_is_told_of() {
+    for (wanted, state) in [("true", "degraded"), ("require", "failed")] {
+        let folder = from_file(&format!("lock_memory: {wanted}"));
+        // Enough for the start and not for what comes.
+        let Some(mut command) = as_nobody(&folder, "98304") else { return };
+        let _sidecar = Killed(command.spawn().unwrap());
+        rendered(&folder).await;
+        let status = String::from_utf8(folder.mcpeg(&["status"]).stdout).unwrap();
+        assert!(status.contains("ok        memory"), "{status}");
+        std::fs::write(
+            folder.path("keys.yaml"),
+            format!("app: {{ token: {VALUE:?}, large: {} }}", "x".repeat(300_000)),
+        )
+        .unwrap();
+        eventually(Duration::from_secs(15), "status tells of it", async || {
+            let status = String::from_utf8(folder.mcpeg(&["status"]).stdout).unwrap();
+            status.contains(&format!("{state:<10}memory")).then_some(())
+        })
+        .await;
+        eventually(Duration::from_secs(15), "the log tells of it", async || {
+            folder.read("stderr.log").contains("grown beyond RLIMIT_MEMLOCK").then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_current_value_is_in_locked_pages_alone() {
     let (bao, tls) = (Bao::start().await, TlsBao::start().await);
     let upstream = HttpServer::python().await;

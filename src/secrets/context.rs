@@ -3,12 +3,13 @@
 //! The events of the domain are put together here and nowhere else; they name items, providers and versions, never a value.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
+use crate::memory::{self, Protection};
 use crate::ports::{AuditEvent, AuditLog, AuditRefused, Outcome, SecretObserver};
 use crate::secret::Secret;
 
@@ -30,12 +31,18 @@ pub(super) struct Context {
     pub progress: Notify,
     /// Sees each value before it can be read.
     pub observer: OnceLock<Arc<dyn SecretObserver>>,
+    /// Whether it was said that memory cannot be locked; it is where the process starts so.
+    unlocked: Once,
 }
 
 impl Context {
     pub fn new(audit: Arc<dyn AuditLog>, metrics: Metrics) -> Self {
         let (leases, cache, progress) = (Leases::default(), Cache::default(), Notify::new());
-        Self { audit, metrics, leases, cache, cache_settings: None, progress, observer: OnceLock::new() }
+        let unlocked = Once::new();
+        if memory::protection() == Protection::Unlocked {
+            unlocked.call_once(|| {});
+        }
+        Self { audit, metrics, leases, cache, cache_settings: None, progress, observer: OnceLock::new(), unlocked }
     }
 
     #[must_use]
@@ -46,6 +53,15 @@ impl Context {
     /// What the cache was made of, which a reload does not change.
     pub fn cache_settings(&self) -> Option<&CacheSettings> {
         self.cache_settings.as_ref()
+    }
+
+    /// Says once that the memory of secrets has grown beyond what may be locked.
+    pub fn note_protection(&self) {
+        if memory::protection() == Protection::Unlocked {
+            self.unlocked.call_once(|| {
+                warn!("secrets may be swapped out: their memory has grown beyond RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=)");
+            });
+        }
     }
 
     /// Shows values that will be published to whoever watches over them.

@@ -56,7 +56,9 @@ pub(super) struct Got {
 }
 
 pub(super) async fn rotate(item: &Item, context: &Context) {
-    let mut rotation = Rotation { item, context, stirred: item.provider.subscribe_stirred(), failures: 0 };
+    let stirred = item.provider.subscribe_stirred();
+    let mut rotation = Rotation { item, context, stirred, failures: 0 };
+    let mut held = None;
     let mut reason = Reason::Resumed;
     let demand = &item.slot.demand;
     loop {
@@ -72,12 +74,9 @@ pub(super) async fn rotate(item: &Item, context: &Context) {
                 Ok(got) => {
                     rotation.failures = 0;
                     demand.plan(Some(Instant::now() + got.expected_wait(item.settings.refresh)));
-                    rotation.until_due(got).await
+                    rotation.until_due(got, &mut held).await
                 }
-                Err(error) => {
-                    rotation.pause_after(error).await;
-                    if reason == Reason::Resumed { Reason::Changed } else { reason }
-                }
+                Err(error) => rotation.after_failure(error, reason, &mut held).await,
             }
         };
         reason = tokio::select! {
@@ -105,18 +104,29 @@ struct Rotation<'a> {
     failures: u32,
 }
 
+/// The lease of the current values.
+struct Held {
+    id: LeaseId,
+    login: u64,
+    term: Term,
+    /// To be renewed at once: only the clock says that it is there.
+    overdue: bool,
+}
+
 impl Rotation<'_> {
     /// Waits until what was fetched has to be fetched again.
-    async fn until_due(&mut self, got: Got) -> Reason {
+    async fn until_due(&mut self, got: Got, held: &mut Option<Held>) -> Reason {
         let overlap = self.item.settings.overlap;
+        *held = None;
         match got.lease {
             None => self.watch(got).await,
             Some(Lease::Held { id, ttl, renewable, login }) => {
                 let term = Term::new(got.at, ttl, renewable, overlap);
-                match got.resumed {
-                    None => self.hold(term, &id, login, false).await,
-                    Some(resumed) => self.hold(term.resumed(resumed.left), &id, login, !resumed.confirmed).await,
-                }
+                let (term, overdue) = match got.resumed {
+                    None => (term, false),
+                    Some(resumed) => (term.resumed(resumed.left), !resumed.confirmed),
+                };
+                self.hold(held.insert(Held { id, login, term, overdue })).await
             }
             Some(Lease::Ends(left)) => self.sleep_or_stirred(replace_in(left, overlap, chance()), Reason::Ending).await,
             Some(Lease::Rotates(left)) => {
@@ -168,15 +178,29 @@ impl Rotation<'_> {
         }
     }
 
-    /// Prolongs a lease until it has to be replaced; at once where it is `overdue`.
-    async fn hold(&mut self, mut term: Term, id: &LeaseId, login: u64, mut overdue: bool) -> Reason {
+    /// A fetch has failed. Where the values hold, because their lease does, somebody asked for others out of turn, and is told; what
+    /// is held is prolonged as before.
+    async fn after_failure(&mut self, error: FetchError, reason: Reason, held: &mut Option<Held>) -> Reason {
+        if reason == Reason::Changed
+            && let Some(held) = held.as_mut().filter(|held| !held.term.is_over())
+        {
+            self.context.failed(self.item, &error);
+            return self.hold(held).await;
+        }
+        *held = None;
+        self.pause_after(error).await;
+        if reason == Reason::Resumed { Reason::Changed } else { reason }
+    }
+
+    /// Prolongs a lease until it has to be replaced.
+    async fn hold(&mut self, held: &mut Held) -> Reason {
         let source = &self.item.provider.source;
         loop {
-            let (at, step) = term.next(chance());
-            let at = if overdue { Instant::now() } else { at };
+            let (at, step) = held.term.next(chance());
+            let at = if held.overdue { Instant::now() } else { at };
             tokio::select! {
                 () = sleep_until(at) => {}
-                ends = source.superseded(login) => {
+                ends = source.superseded(held.login) => {
                     // Not all items of the provider at once, and well before the old login takes the lease with it.
                     let left = ends.saturating_duration_since(Instant::now());
                     sleep((left / 2).min(LOGIN_SPREAD).mul_f64(chance())).await;
@@ -187,31 +211,35 @@ impl Rotation<'_> {
             if step == Step::Replace {
                 return Reason::Ending;
             }
-            match source.renew(id, term.ttl()).await {
+            match source.renew(&held.id, held.term.ttl()).await {
                 Ok(left) => {
-                    self.failures = 0;
-                    overdue = false;
-                    term.renewed(left);
-                    self.context.renewed(self.item, id, left);
-                    self.context.leases.prolonged(id, left);
-                    self.context.cache.prolonged(self.item.name(), left);
-                    self.context.cache.save().await;
-                    self.item.slot.ends_at(self.item.owner, Some(Instant::now() + left));
-                    self.recovered();
+                    held.overdue = false;
+                    held.term.renewed(left);
+                    self.prolonged(&held.id, left).await;
                 }
                 Err(error) if matches!(error.kind, FailureKind::Malformed | FailureKind::NotFound) => {
                     return Reason::LeaseLost;
                 }
-                Err(error) if error.kind == FailureKind::Denied => term.cannot_be_renewed(),
+                Err(error) if error.kind == FailureKind::Denied => held.term.cannot_be_renewed(),
                 Err(error) => {
                     self.item.provider.note(Err(&error));
                     self.pause_after(error).await;
-                    if term.is_over() {
+                    if held.term.is_over() {
                         return Reason::LeaseLost;
                     }
                 }
             }
         }
+    }
+
+    async fn prolonged(&mut self, id: &LeaseId, left: Duration) {
+        self.failures = 0;
+        self.context.renewed(self.item, id, left);
+        self.context.leases.prolonged(id, left);
+        self.context.cache.prolonged(self.item.name(), left);
+        self.context.cache.save().await;
+        self.item.slot.ends_at(self.item.owner, Some(Instant::now() + left));
+        self.recovered();
     }
 
     fn recovered(&self) {
@@ -269,6 +297,10 @@ pub(super) async fn fetch_once(item: &Item, context: &Context, reason: Reason) -
     context.metrics.fetched(&item.provider.name, failure, at.elapsed());
     item.provider.note(outcome.as_ref().map(drop));
     let fetched = outcome?;
+    if matches!(fetched.lease, Some(Lease::Ends(Duration::ZERO))) {
+        let message = "what came has ended already: is the clock of this machine right?";
+        return Err(FetchError::new(FailureKind::Malformed, message));
+    }
     let (lease, provider_version) = (fetched.lease.clone(), fetched.provider_version.clone());
     let got = Got { lease, provider_version, at, resumed: None };
     settle(item, context, fetched, reason, None).await?;
@@ -293,6 +325,7 @@ async fn settle(
         context.recovered(item);
         item.provider.mend();
     }
+    context.note_protection();
     context.progress.notify_one();
     Ok(())
 }
