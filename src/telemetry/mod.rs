@@ -12,6 +12,7 @@ mod metrics;
 mod otlp;
 mod process;
 mod prometheus;
+mod queue;
 mod reader;
 mod redact;
 pub mod settings;

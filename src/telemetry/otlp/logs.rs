@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tracing::warn;
 
 use crate::telemetry::metrics::{Reason, Signal};
-use crate::telemetry::spool::{Batch, BatchLimit, RecordQueue};
+use crate::telemetry::queue::{Batch, BatchLimit, RecordQueue};
 
 use super::answer::{Answer, Trouble};
 use super::pump::Source;

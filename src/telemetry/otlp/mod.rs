@@ -32,8 +32,8 @@ use crate::lifecycle::{Part, Readiness, Stage};
 use crate::ports::{AuditEvent, Condition, LogLine, Redactor};
 
 use super::metrics::{ExportTimes, Reason, Signal, Tallies};
+use super::queue::{MemoryQueue, RecordQueue};
 use super::reader::SharedReader;
-use super::spool::{MemoryQueue, RecordQueue};
 
 pub use headers::SecretSlot;
 use health::Health;
