@@ -80,6 +80,26 @@ fn a_dry_run_shows_names_and_a_check_finds_every_drift() {
     assert_eq!(folder.mcpeg(&["render", "--once", "--check"]).status.code(), Some(2));
 }
 
+#[test]
+fn a_secret_that_is_missing_costs_files_that_do_without_it_nothing() {
+    let both = "  - { source: app.j2, destination: run/app.conf }\n  - { source: gone.j2, destination: run/gone.conf }";
+    let folder = folder(both, "");
+    let main = folder.read("mcpeg.yaml").replace("items: {", "items: { gone: { provider: dev, path: gone },");
+    folder.write("mcpeg.yaml", &main);
+    folder.write("gone.j2", "{{ secret.gone.token }}");
+    let output = folder.mcpeg(&["render", "--once"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(folder.read("run/app.conf").contains("user = alice"));
+    assert!(!folder.path("run/gone.conf").exists());
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        complaint.contains("gone.j2:1:4: secret gone: ") && complaint.contains("has no key \"gone\""),
+        "{complaint}"
+    );
+    let (code, text) = said(&folder.mcpeg(&["render", "--check"]));
+    assert!(code == Some(1) && text.contains("run/app.conf: as it should be"), "{text}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_keeps_the_old_file_and_is_counted() {
     let sidecar = Sidecar::start(one(", backup: true"));

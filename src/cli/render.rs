@@ -12,7 +12,8 @@ use crate::config::{self, Config, Sources};
 use crate::guard::{Guard, SecretRedactor};
 use crate::lifecycle::PartError;
 use crate::ports::{AuditLog, SecretReader};
-use crate::render::{Compared, Rendered};
+use crate::render::{Compared, RenderError, Rendered};
+use crate::secrets::SecretsError;
 use crate::supervisor::Supervisor;
 use crate::{render, secrets, telemetry};
 
@@ -40,14 +41,19 @@ pub fn render(sources: Sources, args: &RenderArgs) -> ExitCode {
     };
     take_variables(&config);
     block_on(1, async move {
-        match run(config, args).await {
+        let (done, unfetched) = match run(config, args).await {
+            Ok(done) => done,
+            Err(error) => return failed(&format!("rendering failed: {error}")),
+        };
+        let code = match done {
             Ok(Done::Written(files)) => {
                 say_written(&files, args.json);
                 ExitCode::SUCCESS
             }
             Ok(Done::Compared(files)) => say_compared(&files, args),
             Err(error) => failed(&format!("rendering failed: {error}")),
-        }
+        };
+        unfetched.map_or(code, |error| failed(&format!("rendering failed: {error}")))
     })
 }
 
@@ -56,8 +62,11 @@ enum Done {
     Compared(Vec<Compared>),
 }
 
+/// What became of the templates, and of the secrets that could not be fetched: templates that do without those are rendered.
+type Outcome = (Result<Done, RenderError>, Option<SecretsError>);
+
 /// The secrets are fetched once, the templates rendered once, and what is on record is flushed.
-async fn run(config: Config, args: &RenderArgs) -> Result<Done, PartError> {
+async fn run(config: Config, args: &RenderArgs) -> Result<Outcome, PartError> {
     let guard = Arc::new(Guard::new()?);
     let redactor = Arc::new(SecretRedactor::new(guard.clone(), &config.redaction)?);
     let (telemetry, parts) = telemetry::build(config.telemetry.clone(), redactor)?;
@@ -70,16 +79,13 @@ async fn run(config: Config, args: &RenderArgs) -> Result<Done, PartError> {
     let reader: Arc<dyn SecretReader> = Arc::new(secrets.clone());
     telemetry.attach_secrets(reader.clone());
     let supervisor = Supervisor::start(parts);
-    let done = match secrets.fetch_all_once().await {
-        Ok(()) if args.once => {
-            let written = render::render_once(&config.templates, reader.as_ref(), audit.as_ref()).await;
-            written.map(Done::Written).map_err(PartError::from)
-        }
-        Ok(()) => Ok(Done::Compared(render::compare(&config.templates, reader.as_ref()).await)),
-        Err(error) => Err(error.into()),
+    let unfetched = secrets.fetch_all_once().await.err();
+    let done = match args.once {
+        true => render::render_once(&config.templates, reader.as_ref(), audit.as_ref()).await.map(Done::Written),
+        false => Ok(Done::Compared(render::compare(&config.templates, reader.as_ref()).await)),
     };
     supervisor.stop(config.shutdown_timeout).await;
-    done
+    Ok((done, unfetched))
 }
 
 fn say_written(files: &[Rendered], as_json: bool) {
