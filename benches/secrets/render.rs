@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::contender::{Contender, Running};
 use crate::support::unix_http::UnixHttp;
@@ -27,7 +27,18 @@ pub async fn measure() {
         let all = median(async || Local::start(secrets, "").every_file(secrets).await).await;
         println!("{:<58} | {:>10} | {:>10}", format!("mcpeg, {secrets} templates, a file of secrets"), "", millis(all));
     }
+    one_missing(&place).await;
     replacements().await;
+}
+
+/// One secret of all is gone: what that costs the files of the others.
+async fn one_missing(place: &Place) {
+    place.bao.call("DELETE", &format!("secret/metadata/team/s{}", SECRETS - 1), Value::Null).await;
+    for contender in [Contender::Agent, Contender::Mcpeg] {
+        let others = median(async || every_file(&contender.start(&place.task(SECRETS, "5m")), SECRETS - 1).await).await;
+        let name = format!("{}, {SECRETS} templates, one secret missing: the others", contender.name());
+        println!("{name:<58} | {:>10} | {:>10}", "", millis(others));
+    }
 }
 
 async fn median(mut once: impl AsyncFnMut() -> Duration) -> Duration {
@@ -50,7 +61,7 @@ async fn server_alone(place: &Place, secrets: usize) -> Duration {
     let started = Instant::now();
     let login = json!({ "role_id": place.role, "secret_id": place.secret_id });
     let login = client.post(format!("{address}/v1/auth/approle/login")).json(&login).send().await.expect("an answer");
-    let login: serde_json::Value = login.json().await.expect("JSON");
+    let login: Value = login.json().await.expect("JSON");
     let token = login["auth"]["client_token"].as_str().expect("a token");
     for number in 0..secrets {
         let url = format!("{address}/v1/secret/data/team/s{number}");
