@@ -152,6 +152,16 @@ impl Leader {
         self.reaped
     }
 
+    /// Reaps a leader that has ended; what it left in its group goes on. Cancel-safe.
+    pub async fn collect(&mut self) -> io::Result<ExitStatus> {
+        let status = match self.reaped {
+            Some(status) => status,
+            None => self.child.wait().await?,
+        };
+        self.reaped = Some(status);
+        Ok(status)
+    }
+
     pub fn signal_group(&self, signal: Signal) {
         if self.reaped.is_none() {
             // An error means that nobody is left in the group.

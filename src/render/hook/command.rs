@@ -1,15 +1,16 @@
-//! A command: argv, no shell, in its own process group, with a bare environment and a deadline.
+//! A command: argv, no shell, in its own process group, with a bare environment and a deadline. It ends with this process.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::Signal;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::child::{self, Leader, Manner};
 use crate::memory::with_wiped_stack;
 use crate::secret::Secret;
 
@@ -25,68 +26,52 @@ pub(super) async fn run(
 ) -> Result<(), HookError> {
     let program = argv.first().cloned().unwrap_or_default();
     let started = with_wiped_stack(|| start(argv, env));
-    let mut child = started.map_err(|error| HookError::Start { program: program.clone(), error })?;
-    let mut group = Group::of(&child);
+    let mut leader = started.map_err(|error| HookError::Start { program: program.clone(), error })?;
     let mut captured = Captured::default();
-    match timeout(limit, finish(&mut child, &mut captured)).await {
-        Ok(Ok(status)) => {
-            group.let_go();
-            if status.success() {
-                return Ok(());
-            }
-            Err(HookError::Failed { program, status, output: captured.without_secrets(seen) })
-        }
-        Ok(Err(error)) => Err(HookError::Wait { program, error }),
-        Err(_) => {
-            group.signal(Signal::TERM);
-            if timeout(GRACE, child.wait()).await.is_err() {
-                group.signal(Signal::KILL);
-                // It is being killed; the wait only collects it.
-                let _ = timeout(GRACE, child.wait()).await;
-            }
-            // Whatever else is in the group is killed when `group` is dropped.
-            Err(HookError::TimedOut { program, timeout: limit, output: captured.without_secrets(seen) })
-        }
+    if timeout(limit, finish(&mut leader, &mut captured)).await.is_ok() {
+        // What it left running in the background is its own affair.
+        return match leader.collect().await {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(HookError::Failed { program, status, output: captured.without_secrets(seen) }),
+            Err(error) => Err(HookError::Wait { program, error }),
+        };
     }
+    leader.signal_group(Signal::TERM);
+    // It is killed in any case, with everything in its group; the waits are for its own way out, and to collect it.
+    let _ = timeout(GRACE, leader.ended()).await;
+    let _ = timeout(GRACE, leader.reap()).await;
+    Err(HookError::TimedOut { program, timeout: limit, output: captured.without_secrets(seen) })
 }
 
-fn start(argv: &[String], env: Vec<(&str, Secret)>) -> std::io::Result<Child> {
+fn start(argv: &[String], env: Vec<(&str, Secret)>) -> std::io::Result<Leader> {
     let (program, arguments) = argv.split_first().ok_or_else(|| std::io::Error::other("the command is empty"))?;
     let inherited = INHERITED.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)));
-    Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         .env_clear()
         .envs(inherited)
         .envs(env.iter().map(|(name, value)| (name, OsStr::from_bytes(value.expose()))))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
+        .stderr(Stdio::piped());
+    child::spawn(command, Manner::default())
 }
 
 /// Waits for the end and takes in what is printed until then. A process that it leaves behind may hold the pipes; nobody waits for that.
-async fn finish(child: &mut Child, captured: &mut Captured) -> std::io::Result<ExitStatus> {
-    let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
+async fn finish(leader: &mut Leader, captured: &mut Captured) {
+    let (_, mut stdout, mut stderr) = leader.pipes();
     // On the heap, which is wiped when freed: the future itself may live as long as the part.
     let (mut from_stdout, mut from_stderr) = (vec![0; 1024], vec![0; 1024]);
-    let mut status = None;
-    loop {
+    let mut has_ended = false;
+    while !has_ended || stdout.is_some() || stderr.is_some() {
         tokio::select! {
             biased;
             count = read_some(&mut stdout, &mut from_stdout) => keep(captured, &from_stdout, count, &mut stdout),
             count = read_some(&mut stderr, &mut from_stderr) => keep(captured, &from_stderr, count, &mut stderr),
-            ended = child.wait(), if status.is_none() => status = Some(ended?),
-            () = tokio::time::sleep(LINGER), if status.is_some() => break,
+            () = leader.ended(), if !has_ended => has_ended = true,
+            () = tokio::time::sleep(LINGER), if has_ended => break,
         }
-        if status.is_some() && stdout.is_none() && stderr.is_none() {
-            break;
-        }
-    }
-    match status {
-        Some(status) => Ok(status),
-        None => child.wait().await,
     }
 }
 
@@ -103,33 +88,6 @@ fn keep<R>(captured: &mut Captured, buffer: &[u8], count: usize, pipe: &mut Opti
     match count {
         0 => *pipe = None,
         count => captured.push(&buffer[..count]),
-    }
-}
-
-/// The process group of a running command; killed when dropped, unless it was let go.
-struct Group(Option<Pid>);
-
-impl Group {
-    fn of(child: &Child) -> Self {
-        Self(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
-    }
-
-    /// The command ended by itself: what it left running in the background is its own affair.
-    fn let_go(&mut self) {
-        self.0 = None;
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Some(pid) = self.0 {
-            // An error means that nobody is left in the group.
-            let _ = kill_process_group(pid, signal);
-        }
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        self.signal(Signal::KILL);
     }
 }
 
