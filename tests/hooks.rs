@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::support::eventually;
 use crate::support::sidecar::{Folder, Sidecar};
 use crate::support::stand_in::StandIn;
+use crate::support::unix_http::UnixHttp;
 
 fn folder(on_change: &str) -> Folder {
     let folder = Folder::new(&[
@@ -111,6 +112,70 @@ async fn a_command_that_hangs_is_killed_and_the_next_change_is_told() {
     })
     .await;
     assert_eq!(sidecar.folder.read("runs"), "x\nx\n");
+    sidecar.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_ends_with_a_killed_sidecar_and_the_next_one_runs_it_again() {
+    let on_change = r#"command: [sh, -c, "echo $$ >> HERE/runs; test -e HERE/go || exec sleep 300"], timeout: 5m"#;
+    // It is ready although the hook has not ended.
+    let mut sidecar = Sidecar::start(folder(on_change));
+    let runs = async |folder: &Folder, count: usize| {
+        eventually(Duration::from_secs(10), "the hook runs", async || {
+            let pids: Vec<u32> = folder.read("runs").lines().filter_map(|line| line.parse().ok()).collect();
+            (pids.len() == count).then_some(pids)
+        })
+        .await
+    };
+    let pid = runs(&sidecar.folder, 1).await[0];
+    sidecar.signal(libc::SIGKILL);
+    sidecar.ended().await;
+    eventually(Duration::from_secs(5), "the command is gone", async || (!is_alive(pid)).then_some(())).await;
+    sidecar.folder.write("go", "");
+    let again = Sidecar::start(std::mem::replace(&mut sidecar.folder, Folder::new(&[])));
+    runs(&again.folder, 2).await;
+    eventually(Duration::from_secs(5), "everybody knows", async || {
+        (!again.folder.path("run/.app.conf.mcpeg-untold").exists()).then_some(())
+    })
+    .await;
+    assert!(again.stop().await.success());
+}
+
+fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !stat.is_empty() && !stat.contains(") Z ")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hook_that_hangs_brings_the_files_before_back_where_it_says_so() {
+    let folder = folder("signal: SIGHUP, supervised: true");
+    let here = folder.path("").display().to_string();
+    let main = folder.read("mcpeg.yaml");
+    let (head, rest) = main.split_once("templates:").unwrap();
+    let audit = rest.lines().last().unwrap();
+    let hook = format!("[sh, -c, \"grep -q one {here}run/app/app.conf || sleep 300\"]");
+    folder.write(
+        "mcpeg.yaml",
+        &format!(
+            "{head}render:\n  groups:\n    app: {{ on_change: {{ command: {hook}, timeout: 300ms, retries: 0 }}, rollback: true }}\n\
+             templates:\n  - {{ source: app.j2, destination: run/app/app.conf, group: app }}\n{audit}\n"
+        ),
+    );
+    let sidecar = Sidecar::start(folder);
+    ran(&sidecar, 1).await;
+    sidecar.folder.write("secrets.yaml", "app: { key: k-two-111 }\napi: { token: t }\n");
+    sidecar
+        .says(
+            "group/app",
+            &["degraded", "went back to the generation before: sh did not end within 0.3 s and was killed"],
+        )
+        .await;
+    assert_eq!(sidecar.folder.read("run/app/app.conf"), "k-one-111");
+    let mut admin = UnixHttp::connect(&sidecar.folder.path("run/admin.sock")).await;
+    let metrics = admin.get("/metrics").await.text().to_owned();
+    let counted = |name: &str, label: &str| metrics.lines().any(|line| line.starts_with(name) && line.contains(label));
+    assert!(counted("mcpeg_render_switches_total", "mcpeg_render_outcome=\"rolled_back\""), "{metrics}");
+    assert!(counted("mcpeg_render_hooks_total", "mcpeg_render_outcome=\"failure\""), "{metrics}");
     sidecar.stop().await;
 }
 

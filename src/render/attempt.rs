@@ -185,11 +185,7 @@ pub(super) fn commit(
             let (number, before, place) = (built.number, built.before, Place::of(group));
             record_switched(audit, group, members, number, reads).map_err(unaudited)?;
             if let Tell::Hooks { back_to } = tell {
-                place.mark_untold(back_to.or(before)).map_err(|error| RenderError::Destination {
-                    destination: group.folder.clone(),
-                    operation: "writing a mark beside",
-                    error,
-                })?;
+                place.mark_untold(back_to.or(before))?;
             }
             let switched = place.switch_to(number);
             // It may fail after the link has moved, and then readers have it.
@@ -202,6 +198,9 @@ pub(super) fn commit(
         (_, Fresh::File(prepared)) => {
             for settings in unit.members() {
                 record_rendered(audit, settings, reads).map_err(unaudited)?;
+            }
+            if let Tell::Hooks { .. } = tell {
+                prepared.mark_untold()?;
             }
             prepared.commit()?;
             Ok(Switched::File)

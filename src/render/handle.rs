@@ -2,7 +2,7 @@
 //!
 //! Invariants: staging compiles and changes nothing; a file or a group whose settings are the same keeps its worker.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex as Turn, Notify, OwnedMutexGuard, watch};
 use tokio::time::Instant;
 
-use crate::ports::SupervisedProcess;
+use crate::ports::{Hold, SupervisedProcess};
 
 use super::RenderError;
 use super::attempt::Switched;
@@ -32,13 +32,24 @@ pub(super) struct Shared {
     /// Rung after each attempt.
     pub progress: Notify,
     is_stopping: watch::Sender<bool>,
-    /// The turns at the places that a job writes.
-    writing: Mutex<HashMap<PathBuf, Weak<Turn<()>>>>,
+    /// By the path of a unit.
+    spots: Mutex<HashMap<PathBuf, Weak<Spot>>>,
     /// Retired jobs whose files are to go; taken by the part's task.
     removals: Mutex<Vec<Arc<Job>>>,
 }
 
 pub(super) type Jobs = Arc<Vec<Arc<Job>>>;
+
+/// What is known of a place that is written to, by whichever job: it outlives a reload that changes how it is written.
+#[derive(Default)]
+struct Spot {
+    /// Held from the first byte that is written until it takes effect, so that an old job and the new one do not write at once.
+    turn: Arc<Turn<()>>,
+    held: Mutex<Held>,
+}
+
+/// By item: the oldest version that a reader may still have.
+pub(super) type Held = BTreeMap<String, (u64, Hold)>;
 
 impl RenderHandle {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
@@ -73,8 +84,8 @@ impl RenderHandle {
                 }
             }
             if failures.len() == before {
-                let writing = self.shared.writing(unit.path());
-                jobs.push(Arc::new(Job::new(unit, compiled, writing)));
+                let spot = self.shared.spot(unit.path());
+                jobs.push(Arc::new(Job::new(unit, compiled, spot)));
             }
         }
         match failures.len() {
@@ -87,8 +98,8 @@ impl RenderHandle {
 
 impl Shared {
     pub fn new(context: Context) -> Self {
-        let (writing, removals, is_stopping) = (Mutex::default(), Mutex::default(), watch::Sender::new(false));
-        Self { context, jobs: watch::Sender::default(), progress: Notify::new(), is_stopping, writing, removals }
+        let (spots, removals, is_stopping) = (Mutex::default(), Mutex::default(), watch::Sender::new(false));
+        Self { context, jobs: watch::Sender::default(), progress: Notify::new(), is_stopping, spots, removals }
     }
 
     /// Some job writes this file.
@@ -100,16 +111,16 @@ impl Shared {
         std::mem::take(&mut *lock(&self.removals))
     }
 
-    /// One for each destination, also when its job went and came again.
-    fn writing(&self, destination: &Path) -> Arc<Turn<()>> {
-        let mut locks = lock(&self.writing);
-        locks.retain(|_, held| held.strong_count() > 0);
-        if let Some(held) = locks.get(destination).and_then(Weak::upgrade) {
-            return held;
+    /// One for each path, also when its job went and came again.
+    fn spot(&self, path: &Path) -> Arc<Spot> {
+        let mut spots = lock(&self.spots);
+        spots.retain(|_, spot| spot.strong_count() > 0);
+        if let Some(spot) = spots.get(path).and_then(Weak::upgrade) {
+            return spot;
         }
-        let held = Arc::default();
-        locks.insert(destination.to_owned(), Arc::downgrade(&held));
-        held
+        let spot = Arc::default();
+        spots.insert(path.to_owned(), Arc::downgrade(&spot));
+        spot
     }
 
     /// Workers run what waits to be run, and end.
@@ -162,9 +173,7 @@ pub(super) struct Job {
     /// Compiled when staged, one for each member; taken by the worker.
     templates: Mutex<Vec<Option<Arc<Template>>>>,
     state: Mutex<State>,
-    /// Held from the first byte that is written until it takes effect; one for each place, so that an old job and the new one do not write
-    /// at once.
-    writing: Arc<Turn<()>>,
+    spot: Arc<Spot>,
     /// A reload has replaced it: it must not write any more.
     is_retired: AtomicBool,
 }
@@ -187,14 +196,19 @@ pub(super) struct Failure {
 }
 
 impl Job {
-    fn new(unit: Unit, templates: Vec<Option<Arc<Template>>>, writing: Arc<Turn<()>>) -> Self {
+    fn new(unit: Unit, templates: Vec<Option<Arc<Template>>>, spot: Arc<Spot>) -> Self {
         let (templates, state) = (Mutex::new(templates), Mutex::default());
-        Self { unit, templates, state, writing, is_retired: AtomicBool::new(false) }
+        Self { unit, templates, state, spot, is_retired: AtomicBool::new(false) }
     }
 
     /// Waits until nobody else writes at this place.
     pub async fn turn(&self) -> OwnedMutexGuard<()> {
-        self.writing.clone().lock_owned().await
+        self.spot.turn.clone().lock_owned().await
+    }
+
+    /// What readers at this place may have.
+    pub fn held(&self) -> MutexGuard<'_, Held> {
+        lock(&self.spot.held)
     }
 
     /// It keeps the file that readers know under this path.

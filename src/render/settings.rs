@@ -158,6 +158,8 @@ pub struct GroupSettings {
     pub settle: Duration,
     /// How many old generations are kept.
     pub keep: usize,
+    /// Of its members too.
+    pub allowed_folders: AllowedFolders,
 }
 
 /// A command that says whether new bytes are good, before they take effect.

@@ -6,10 +6,14 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::warn;
 
+use super::file;
+use super::generation::Place;
 use super::hook::HookKind;
 use super::settings::OnChange;
 use super::template::Reads;
+use super::unit::Unit;
 
 /// Hooks that are due, or will be.
 pub(super) struct Pending {
@@ -48,6 +52,28 @@ impl Pending {
         let tries = self.tries + 1;
         let wait = FIRST.saturating_mul(1 << self.tries.min(8)).min(CAP);
         (tries <= on_change.retries).then(|| Self { due: Instant::now() + wait, kinds, tries, ..self })
+    }
+}
+
+/// Of what is on disk somebody was not told, by a process that was killed or before a reload.
+pub(super) struct Untold {
+    /// The one that readers have, and the one to go back to.
+    pub generation: Option<(u64, Option<u64>)>,
+}
+
+impl Untold {
+    /// `None`: everybody knows. What is half done is tidied away.
+    pub fn find(unit: &Unit) -> Option<Self> {
+        let group = match unit {
+            Unit::File(settings) => return file::is_untold(&settings.file).then_some(Self { generation: None }),
+            Unit::Group(group, _) => group,
+        };
+        let place = Place::of(group);
+        if let Err(error) = place.sweep() {
+            warn!(destination = unit.label(), %error, "leftovers stay");
+        }
+        let generation = place.current().ok().flatten().zip(place.untold())?;
+        Some(Self { generation: Some(generation) })
     }
 }
 

@@ -267,6 +267,56 @@ async fn a_hook_that_fails_is_a_condition_and_the_file_stays_new() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_process_had_not_told_of_a_file_is_told_by_the_next() {
+    let prepare = |folder: &Path, store: &Store| {
+        fs::write(folder.join("app.j2"), "{{ secret.api }}").unwrap();
+        fs::write(folder.join("app"), "one").unwrap();
+        fs::write(folder.join(".app.mcpeg-untold"), "").unwrap();
+        store.publish("api", "one");
+    };
+    let make = |folder: &Path| {
+        let told = format!("test -e {0}/.app.mcpeg-untold && echo told >> {0}/told", folder.display());
+        vec![template(folder, "app", command(told))]
+    };
+    let bench = Bench::start(prepare, make);
+    bench.holds("told", "told\n").await;
+    eventually(|| !bench.path(".app.mcpeg-untold").exists()).await;
+    bench.store.publish("api", "two");
+    bench.holds("told", "told\ntold\n").await;
+    eventually(|| !bench.path(".app.mcpeg-untold").exists()).await;
+    assert_eq!(bench.names(), ["hook.ran", "file.rendered", "hook.ran"]);
+    bench.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_of_the_template_forgets_neither_who_waits_nor_what_is_in_use() {
+    let prepare = |folder: &Path, store: &Store| {
+        fs::write(folder.join("app.j2"), "{{ secret.api }}").unwrap();
+        fs::write(folder.join("app"), "one").unwrap();
+        store.publish("api", "one");
+    };
+    let hook = |folder: &Path| command(format!("test -e {0}/go && echo told >> {0}/told", folder.display())).unwrap();
+    let waits = |folder: &Path| {
+        let on_change = OnChange { settle: Duration::from_secs(60), ..hook(folder) };
+        vec![template(folder, "app", Some(on_change))]
+    };
+    let bench = Bench::start(prepare, waits);
+    let held = bench.store.1.clone();
+    eventually(|| *held.lock().unwrap() == [1]).await;
+    bench.store.publish("api", "two");
+    bench.holds("app", "two").await;
+    let mut other = template(bench.folder.path(), "app", Some(OnChange { retries: 20, ..hook(bench.folder.path()) }));
+    other.file.mode = 0o640;
+    bench.handle.stage(vec![other]).unwrap().commit();
+    eventually(|| bench.condition("app").message.contains("it is tried again")).await;
+    assert_eq!(*held.lock().unwrap(), [1], "nobody has followed yet");
+    fs::write(bench.path("go"), "").unwrap();
+    bench.holds("told", "told\n").await;
+    eventually(|| *held.lock().unwrap() == [2]).await;
+    bench.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reload_refuses_what_does_not_compile_and_swaps_what_does() {
     let prepare = |folder: &Path, store: &Store| {
         fs::write(folder.join("app.j2"), "{{ secret.api }}").unwrap();

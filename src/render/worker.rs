@@ -2,9 +2,8 @@
 //!
 //! Invariants: no change is missed between an attempt and the wait that follows it; hooks run inside the worker, so they never overlap; no
 //! old value is held while a hook runs or while waiting, but the versions that readers may still have are known to their provider as in
-//! use (`SecretReader::hold`) until the hooks of a newer one have worked.
+//! use (`SecretReader::hold`) until the hooks of a newer one have worked; who was not told before a reload or an end is told after it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,40 +12,32 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::ports::Hold;
-
 use super::RenderError;
 use super::attempt::{self, Switched, Tell};
+use super::file;
 use super::generation::Place;
-use super::handle::{Job, Shared};
+use super::handle::{Held, Job, Shared};
 use super::hook::{self, HookKind};
 use super::settings::{GroupSettings, OnChange};
-use super::tell::{Pending, after_rollback};
+use super::tell::{Pending, Untold, after_rollback};
 use super::template::{ItemRead, Reads, Template};
+use super::unit::Unit;
 
 type Outcome = Result<Option<Switched>, RenderError>;
 
 pub(super) async fn work(job: Arc<Job>, shared: Arc<Shared>) {
     let templates = job.take_templates();
-    let mut worker = Worker {
-        templates,
-        job,
-        shared,
-        failures: 0,
-        rollbacks: 0,
-        retry: None,
-        pending: None,
-        is_told: true,
-        held: BTreeMap::new(),
-    };
+    let mut worker =
+        Worker { templates, job, shared, failures: 0, rollbacks: 0, retry: None, pending: None, is_told: true };
     worker.take_up().await;
     loop {
         let started = Instant::now();
         let (reads, outcome) = worker.attempt().await;
         worker.note(&outcome, started.elapsed());
         worker.follow(&reads, &outcome);
-        worker.tell_if_due().await;
+        // A hook may take long, and may be waiting for this process to be ready.
         worker.shared.progress.notify_one();
+        worker.tell_if_due().await;
         let stops = match worker.wait(&reads).await {
             Due::Changed => worker.shared.stops_within(worker.job.unit.settle()).await,
             Due::Retry => false,
@@ -81,28 +72,24 @@ struct Worker {
     pending: Option<Pending>,
     /// Everybody knows what is on disk.
     is_told: bool,
-    /// By item: the oldest version that a reader may still have.
-    held: BTreeMap<String, (u64, Hold)>,
 }
 
 impl Worker {
-    /// What a process before this one has left: of a group, what is half done, and whether somebody is still to be told.
+    /// What was left by a process, or a job, before this one.
     async fn take_up(&mut self) {
-        let Some((place, _)) = self.place() else { return };
-        let turn = self.job.turn().await;
+        let (turn, job) = (self.job.turn().await, self.job.clone());
         let found = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            let swept = place.sweep();
-            (swept, place.current().ok().flatten(), place.untold())
+            Untold::find(&job.unit)
         });
-        let Ok((swept, current, untold)) = found.await else { return };
-        if let Err(error) = swept {
-            warn!(destination = self.job.unit.label(), %error, "leftovers stay");
-        }
-        if let (Some(current), Some(back_to), Some(on_change)) = (current, untold, self.job.unit.on_change()) {
-            let generation = Some((current, back_to));
-            self.pending = Some(Pending::after(on_change, None, generation, None));
-            self.is_told = false;
+        match (found.await, self.job.unit.on_change()) {
+            (Ok(Some(untold)), Some(on_change)) => {
+                self.pending = Some(Pending::after(on_change, None, untold.generation, None));
+                self.is_told = false;
+            }
+            // A reload took the hooks away.
+            (Ok(Some(_)), None) => self.settle(),
+            (Ok(None) | Err(_), _) => {}
         }
     }
 
@@ -235,7 +222,7 @@ impl Worker {
             if let Some(reads) = &pending.reads {
                 self.let_go(reads);
             }
-            self.settle_generation();
+            self.settle();
             return;
         }
         let (generation, kinds) = (pending.generation, left.kinds);
@@ -273,7 +260,7 @@ impl Worker {
         let left = hook::run(context, &job.unit, on_change, &HookKind::of(on_change), None, 1).await;
         self.is_told = left.kinds.is_empty();
         if self.is_told {
-            self.settle_generation();
+            self.settle();
         }
         self.rollbacks = self.rollbacks.saturating_add(1);
         self.retry = Some(Instant::now() + after_rollback(self.rollbacks));
@@ -284,9 +271,12 @@ impl Worker {
     }
 
     /// Everybody knows: the mark goes, and so do generations that nobody needs.
-    fn settle_generation(&self) {
-        let Some((place, _)) = self.place() else { return };
-        if let Err(error) = place.mark_told() {
+    fn settle(&self) {
+        let marked = match &self.job.unit {
+            Unit::File(settings) => file::mark_told(&settings.file),
+            Unit::Group(group, _) => Place::of(group).mark_told(),
+        };
+        if let Err(error) = marked {
             warn!(destination = self.job.unit.label(), %error, "leftovers stay");
         }
         self.prune(None);
@@ -357,25 +347,31 @@ impl Worker {
     }
 
     /// From now on these versions are in use too.
-    fn hold(&mut self, reads: &Reads) {
+    fn hold(&self, reads: &Reads) {
+        let mut held = self.job.held();
         for (item, version) in versions(reads) {
-            if !self.held.contains_key(item) {
-                self.held.insert(item.clone(), (version, self.shared.context.secrets.hold(item, version)));
+            if !held.contains_key(item) {
+                held.insert(item.clone(), (version, self.shared.context.secrets.hold(item, version)));
             }
         }
     }
 
     /// These versions are the only ones in use: older ones are not any more.
-    fn let_go(&mut self, reads: &Reads) {
-        let mut held = BTreeMap::new();
+    fn let_go(&self, reads: &Reads) {
+        let mut held = self.job.held();
+        if self.job.is_retired() {
+            // What is in use is known to the job that took over.
+            return;
+        }
+        let mut in_use = Held::new();
         for (item, version) in versions(reads) {
-            let hold = match self.held.remove(item) {
+            let hold = match held.remove(item) {
                 Some((since, hold)) if since == version => hold,
                 _ => self.shared.context.secrets.hold(item, version),
             };
-            held.insert(item.clone(), (version, hold));
+            in_use.insert(item.clone(), (version, hold));
         }
-        self.held = held;
+        *held = in_use;
     }
 
     /// A secret that is missing is asked for often, because that costs nothing; other failures less and less often.

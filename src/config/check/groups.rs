@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{Check, hooks, join};
 use crate::config::raw::hooks::RawGroup;
-use crate::render::settings::{GroupSettings, OnRemove, TemplateSettings};
+use crate::render::settings::{AllowedFolders, GroupSettings, OnRemove, TemplateSettings};
 
 /// Puts the templates into their groups. `names` are what they give as `group`, in the same order.
 pub fn assign(
@@ -26,7 +26,9 @@ pub fn assign(
             }
             continue;
         };
-        let settings = group(&name, raw, folder.clone(), check);
+        let of_members = templates.iter().zip(names).find(|(_, given)| given.as_deref() == Some(name.as_str()));
+        let allowed_folders = of_members.map(|(member, _)| member.file.allowed_folders.clone()).unwrap_or_default();
+        let settings = GroupSettings { allowed_folders, ..group(&name, raw, folder.clone(), check) };
         groups.insert(name, Arc::new(settings));
     }
     for (settings, name) in templates.iter_mut().zip(names) {
@@ -109,6 +111,7 @@ fn group(name: &str, raw: RawGroup, folder: PathBuf, check: &mut Check<'_>) -> G
         rollback: raw.rollback,
         settle: hooks::settle(raw.settle, &join(&path, &["settle"]), check),
         keep: raw.keep.and_then(|keep| usize::try_from(keep).ok()).unwrap_or(1),
+        allowed_folders: AllowedFolders::default(),
     }
 }
 

@@ -17,10 +17,10 @@ use rustix::io::Errno;
 use super::super::RenderError;
 use super::super::settings::AllowedFolders;
 
-pub(super) struct Folder(OwnedFd);
+pub(in super::super) struct Folder(OwnedFd);
 
 /// What stands under a name.
-pub(super) enum Found {
+pub(in super::super) enum Found {
     Nothing,
     /// A regular file, open for reading.
     File(File),
@@ -143,6 +143,11 @@ impl Folder {
     /// A second name for a file; a link is not followed.
     pub fn link(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
         Ok(linkat(&self.0, from, &self.0, to, AtFlags::empty())?)
+    }
+
+    /// A path that leads here, whatever the folder is called meanwhile.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
     }
 
     /// What was renamed is on disk.

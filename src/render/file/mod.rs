@@ -1,7 +1,8 @@
 //! Replacing a file: all or nothing, with the right owner, mode and label from the first moment on.
 //!
 //! In two steps: `prepare` compares what is there in memory and, when it differs, writes the new bytes beside it and makes them durable;
-//! `Prepared::commit` renames them over it, after the last one got a second name where it is to be kept.
+//! `Prepared::commit` renames them over it, after the last one got a second name where it is to be kept. `.NAME.mcpeg-untold` beside the
+//! file is there while somebody has not been told of it yet.
 //! Invariants: a reader sees the old bytes or the new ones; a link or anything but a regular file is never replaced, nor is a link on
 //! the way followed out of the allowed folders; a failure leaves the old file as it was and no temporary one.
 
@@ -22,7 +23,8 @@ use super::RenderError;
 use super::settings::FileSettings;
 
 use attributes::Attributes;
-use folder::{Folder, Found};
+pub(super) use folder::Folder;
+use folder::Found;
 
 /// Writes the bytes beside the file, with everything that it is to have, and makes them durable. `None`: the file holds these bytes
 /// already (what else it is to be is set right).
@@ -67,6 +69,13 @@ impl Prepared {
         }
         self.temporary.rename_to(name).map_err(failed(&self.destination, "renaming over"))?;
         self.temporary.folder.sync().map_err(failed(&self.destination, "syncing the folder of"))
+    }
+
+    /// From now on somebody has to be told.
+    pub fn mark_untold(&self) -> Result<(), RenderError> {
+        let mark = hidden(name_of(&self.destination)?, UNTOLD);
+        let made = self.temporary.folder.create(&mark);
+        made.map(drop).map_err(failed(&self.destination, "writing a mark beside"))
     }
 
     /// The old file gets a second name, so that no copy of it is made, and loses its first one when the new one takes it.
@@ -120,6 +129,21 @@ pub(super) fn look(settings: &FileSettings, limit: usize) -> Result<Existing, Re
     Ok(Existing { bytes: Some(bytes), drift })
 }
 
+/// Whether somebody has not been told of the file that is there; not where that cannot be known.
+pub(super) fn is_untold(settings: &FileSettings) -> bool {
+    let folder = Folder::find(&settings.destination, &settings.allowed_folders).ok().flatten();
+    let found = folder.zip(name_of(&settings.destination).ok());
+    found.is_some_and(|(folder, name)| {
+        matches!(folder.look(&hidden(name, UNTOLD), &settings.destination), Ok(Found::File(_) | Found::Closed))
+    })
+}
+
+pub(super) fn mark_told(settings: &FileSettings) -> Result<(), RenderError> {
+    let destination = &settings.destination;
+    let Some(folder) = Folder::find(destination, &settings.allowed_folders)? else { return Ok(()) };
+    folder.remove(&hidden(name_of(destination)?, UNTOLD)).map_err(failed(destination, "removing the mark beside"))
+}
+
 /// Takes the file and its backup away. True when there was one.
 pub(super) fn remove(settings: &FileSettings) -> Result<bool, RenderError> {
     let destination = &settings.destination;
@@ -129,7 +153,9 @@ pub(super) fn remove(settings: &FileSettings) -> Result<bool, RenderError> {
         return Ok(false);
     }
     let kept = if settings.backup { folder.remove(&backup_name(name)) } else { Ok(()) };
-    kept.and_then(|()| folder.remove(name)).map_err(failed(destination, "removing"))?;
+    kept.and_then(|()| folder.remove(&hidden(name, UNTOLD)))
+        .and_then(|()| folder.remove(name))
+        .map_err(failed(destination, "removing"))?;
     folder.sync().map_err(failed(destination, "syncing the folder of"))?;
     Ok(true)
 }
@@ -141,6 +167,8 @@ fn failed(destination: &Path, operation: &'static str) -> impl FnOnce(io::Error)
 fn name_of(destination: &Path) -> Result<&OsStr, RenderError> {
     destination.file_name().ok_or_else(|| failed(destination, "writing")(io::Error::other("the path names no file")))
 }
+
+const UNTOLD: &str = "mcpeg-untold";
 
 /// A name beside `name` that listings do not show.
 fn hidden(name: &OsStr, purpose: &str) -> OsString {

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::*;
 use crate::render::generation::Place;
-use crate::render::settings::{FileSettings, GroupSettings, Validation};
+use crate::render::settings::{AllowedFolders, FileSettings, GroupSettings, Validation};
 
 fn group(folder: &Path) -> GroupSettings {
     GroupSettings {
@@ -22,6 +22,7 @@ fn group(folder: &Path) -> GroupSettings {
         rollback: false,
         settle: Duration::ZERO,
         keep: 1,
+        allowed_folders: AllowedFolders::default(),
     }
 }
 
@@ -224,6 +225,60 @@ async fn what_a_killed_process_left_is_swept_and_what_it_had_not_told_is_told() 
     eventually(|| generations(&bench) == ["0000007"]).await;
     assert!(!bench.path(".tls.mcpeg-link").exists() && bench.names() == ["hook.ran"], "{:?}", bench.names());
     bench.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_in_place_of_the_folder_above_leads_nowhere() {
+    let fill = |folder: &Path, store: &Store| {
+        prepare(folder, store);
+        // Somebody else's, which looks like what a killed process has left.
+        fs::create_dir_all(folder.join("outside/.tls.mcpeg/0000009")).unwrap();
+    };
+    let make = |folder: &Path| {
+        let (inside, link) = (folder.join("in"), folder.join("in/tls"));
+        fs::create_dir(&inside).unwrap();
+        let allowed_folders = AllowedFolders::new([inside.as_path()]);
+        let group = GroupSettings { folder: link, allowed_folders: allowed_folders.clone(), ..group(folder) };
+        let mut both = members(folder, group);
+        for member in &mut both {
+            member.file.destination = inside.join("tls").join(member.file.destination.file_name().unwrap());
+            member.file.allowed_folders = allowed_folders.clone();
+        }
+        // Before the part starts, so that its sweep meets it; and while it runs, below.
+        fs::rename(&inside, folder.join("away")).unwrap();
+        symlink(folder.join("outside"), &inside).unwrap();
+        both
+    };
+    let bench = Bench::start(fill, make);
+    eventually(|| of_group(&bench).message.contains("outside of render.allowed_folders")).await;
+    let outside = || -> Vec<_> { walk(&bench.path("outside")) };
+    assert_eq!(outside(), [".tls.mcpeg", ".tls.mcpeg/0000009"], "nothing is made and nothing removed");
+    fs::remove_file(bench.path("in")).unwrap();
+    fs::rename(bench.path("away"), bench.path("in")).unwrap();
+    bench.store.publish("pair", "two");
+    eventually(|| fs::read_to_string(bench.path("in/tls/key")).is_ok_and(|text| text == "two")).await;
+    fs::rename(bench.path("in"), bench.path("away")).unwrap();
+    symlink(bench.path("outside"), bench.path("in")).unwrap();
+    bench.store.publish("pair", "three");
+    eventually(|| of_group(&bench).message.contains("outside of render.allowed_folders")).await;
+    assert_eq!(outside(), [".tls.mcpeg", ".tls.mcpeg/0000009"]);
+    assert_eq!(fs::read_to_string(bench.path("away/tls/key")).unwrap(), "two");
+    bench.stop().await;
+}
+
+/// The names of all that is below, in order.
+fn walk(root: &Path) -> Vec<String> {
+    let (mut names, mut folders) = (Vec::new(), vec![root.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            names.push(entry.path().strip_prefix(root).unwrap().display().to_string());
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    names.sort();
+    names
 }
 
 #[tokio::test(flavor = "multi_thread")]
