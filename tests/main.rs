@@ -28,3 +28,4 @@ mod sealed;
 mod serve;
 mod support;
 mod telemetry;
+mod upstreams;

@@ -166,7 +166,10 @@ impl StatusReport for McpHandle {
                 Some((_, reason)) => {
                     (ConditionState::Degraded, format!("{reason}; it is tried again when it is needed"))
                 }
-                None => (ConditionState::Ok, String::new()),
+                None => match service.http().and_then(|http| http.trouble()) {
+                    Some(trouble) => (ConditionState::Degraded, format!("{trouble}; the ones before stay in use")),
+                    None => (ConditionState::Ok, String::new()),
+                },
             };
             Condition { component: format!("service/{}", service.name), state, message }
         };

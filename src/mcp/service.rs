@@ -89,6 +89,20 @@ impl Service {
         self.state.send_modify(|state| state.rotation += 1);
     }
 
+    /// Whether the settings name files that may change while they are in use.
+    pub fn has_files(&self) -> bool {
+        self.http.load().as_ref().is_some_and(|http| http.has_files())
+    }
+
+    /// Uses the files as they are now.
+    pub fn follow_files(&self) {
+        if let Some(http) = &*self.http.load()
+            && let Err(error) = http.follow()
+        {
+            tracing::error!(%error, service = &*self.name, "the HTTP client could not be renewed after its files changed");
+        }
+    }
+
     pub fn close(&self) {
         self.state.send_modify(|state| state.closing = true);
     }

@@ -1,10 +1,11 @@
-//! Runs the sessions, and tells the services when one of their secrets has changed.
+//! Runs the sessions, and tells the services when one of their secrets or files has changed.
 //!
-//! One task for each client and one for each service that refers to secrets, all in the `JoinSet`s of this part. On shutdown every
+//! One task for each client and one for each service, all in the `JoinSet`s of this part. On shutdown every
 //! session answers what is under way and ends; what has not ended after `limits.drain` is cut off.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::select_all;
 use tokio::net::UnixStream;
@@ -120,7 +121,7 @@ fn report(ended: Result<(), JoinError>) {
     }
 }
 
-/// One task for each service that refers to secrets.
+/// One task for each service.
 #[derive(Default)]
 struct Watchers {
     tasks: JoinSet<()>,
@@ -147,14 +148,28 @@ impl Watchers {
             let revision = service.watch().borrow().revision;
             let items = credentials::items(&service.settings());
             let changes: Vec<_> = items.iter().filter_map(|item| shared.secrets.subscribe(item)).collect();
-            let task = self.tasks.spawn(follow_secrets(service.clone(), changes));
+            let task = self.tasks.spawn(follow(service.clone(), changes));
             self.running.insert(name.clone(), (service.clone(), revision, task));
         }
         while self.tasks.try_join_next().is_some() {}
     }
 }
 
-async fn follow_secrets(service: Arc<Service>, mut changes: Vec<watch::Receiver<u64>>) {
+async fn follow(service: Arc<Service>, changes: Vec<watch::Receiver<u64>>) {
+    tokio::join!(follow_secrets(&service, changes), follow_files(&service));
+}
+
+/// Looks at the files for as long as the settings, whose change ends this task, name any.
+async fn follow_files(service: &Service) {
+    let mut every = tokio::time::interval(FILES_LOOKED_AT);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while service.has_files() {
+        every.tick().await;
+        service.follow_files();
+    }
+}
+
+async fn follow_secrets(service: &Service, mut changes: Vec<watch::Receiver<u64>>) {
     while !changes.is_empty() {
         let (changed, which, _) = select_all(changes.iter_mut().map(|change| Box::pin(change.changed()))).await;
         match changed {
@@ -164,3 +179,5 @@ async fn follow_secrets(service: Arc<Service>, mut changes: Vec<watch::Receiver<
         }
     }
 }
+
+const FILES_LOOKED_AT: Duration = Duration::from_millis(500);

@@ -10,6 +10,7 @@ use url::Url;
 
 use crate::child::Identity;
 use crate::secret::SecretText;
+use crate::tls::Files;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct McpSettings {
@@ -139,8 +140,13 @@ pub enum OnRotate {
 pub struct HttpSettings {
     /// `http` or `https`: the MCP endpoint.
     pub url: Url,
+    /// A Unix socket that is connected to in place of the URL's host.
+    pub socket: Option<PathBuf>,
+    /// HTTP/2 without asking, also where there is no TLS; else as the server chooses.
+    pub http2_only: bool,
     /// Read at each request.
     pub headers: Vec<(HeaderName, SecretText)>,
-    /// PEM; in place of the system's roots.
-    pub ca_file: Option<PathBuf>,
+    pub tls: Files,
+    /// The name that the server has to prove, and that it is asked for, where it is not the URL's.
+    pub server_name: Option<String>,
 }

@@ -9,6 +9,7 @@ pub mod counting;
 pub mod enterprise;
 pub mod mcp;
 pub mod memory;
+pub mod nginx;
 pub mod peers;
 pub mod postgres;
 pub mod sidecar;

@@ -9,6 +9,7 @@ use super::{Check, join, seconds};
 use crate::config::raw::mcp::{
     RawHttp, RawLimits, RawOnRotate, RawServiceFile, RawServiceKind, RawTransports, RawUnix,
 };
+use crate::config::raw::scalar::RawPath;
 use crate::mcp::settings::{
     HttpSettings, Limits, ListenSettings, ListenTls, OnRotate, ServiceSettings, StdioSettings, UnixSettings,
     UpstreamSettings,
@@ -143,6 +144,8 @@ fn refuse_later_keys(raw: &RawServiceFile, known_kind: bool, check: &mut Check<'
 fn stdio(raw: RawServiceFile, check: &mut Check<'_>) -> StdioSettings {
     refuse_foreign(!raw.headers.is_empty(), "headers", "url", check);
     refuse_foreign(check.tree.get("tls").is_some(), "tls", "url", check);
+    refuse_foreign(raw.socket.is_some(), "socket", "url", check);
+    refuse_foreign(raw.http2_only, "http2_only", "url", check);
     let argv = raw.command.unwrap_or_default();
     if argv.iter().any(|word| word.contains('\0')) || argv.first().is_none_or(String::is_empty) {
         check.problem(&["command"], "the program's name is empty, or a word holds a zero byte");
@@ -176,9 +179,14 @@ fn http(raw: RawServiceFile, check: &mut Check<'_>) -> Option<HttpSettings> {
     refuse_foreign(raw.working_directory.is_some(), "working_directory", "command", check);
     refuse_foreign(raw.user.is_some(), "user", "command", check);
     refuse_foreign(raw.group.is_some(), "group", "command", check);
-    let ca_file = check.ca_file(&join(&[], &[]), raw.tls);
+    let (tls, server_name) = check.tls(&[], raw.tls);
     let headers = check.headers(&["headers"], raw.headers);
-    Some(HttpSettings { url: raw.url?.0, headers, ca_file })
+    let url = raw.url?.0;
+    let socket = RawPath::given(raw.socket);
+    if url.scheme() == "https" && socket.is_some() {
+        check.problem(&["socket"], "TLS is not spoken over a Unix socket: the URL has to begin with `http://`");
+    }
+    Some(HttpSettings { url, socket, http2_only: raw.http2_only, headers, tls, server_name })
 }
 
 fn refuse_foreign(given: bool, key: &str, belongs_to: &str, check: &mut Check<'_>) {

@@ -26,6 +26,7 @@ use super::shape::near;
 use super::tree::Node;
 use super::yaml::plain_io;
 use crate::secret::SecretText;
+use crate::tls::{ClientFiles, Files};
 
 /// One tree under check: places are found by path in it.
 pub struct Check<'a> {
@@ -98,6 +99,34 @@ impl Check<'_> {
             );
             self.problem(path, message);
         }
+    }
+
+    /// The files of a client's TLS, and the name that the server has to prove.
+    pub fn tls(&mut self, path: &[&str], raw: RawTls) -> (Files, Option<String>) {
+        let mut file = |raw: Option<RawPath>, key: &str| {
+            let file = RawPath::given(raw)?;
+            self.readable(&join(path, &["tls", key]), &file);
+            Some(file)
+        };
+        let ca_file = file(raw.ca_file, "ca_file");
+        let client = match (file(raw.cert_file, "cert_file"), file(raw.key_file, "key_file")) {
+            (Some(cert_file), Some(key_file)) => {
+                self.private(&join(path, &["tls", "key_file"]), &key_file);
+                Some(ClientFiles { cert_file, key_file })
+            }
+            (None, None) => None,
+            (cert_file, _) => {
+                let missing = if cert_file.is_none() { "cert_file" } else { "key_file" };
+                let message = format!("`{missing}` is missing: certificate and key belong together");
+                self.problem(&join(path, &["tls"]), message);
+                None
+            }
+        };
+        let server_name = raw.server_name.filter(|name| !name.is_empty());
+        if server_name.as_deref().is_some_and(|name| !matches!(url::Host::parse(name), Ok(url::Host::Domain(_)))) {
+            self.problem(&join(path, &["tls", "server_name"]), "expected a DNS name, such as `mcp.example`");
+        }
+        (Files { ca_file, client }, server_name)
     }
 
     /// The CA file; what else stands under `tls` is refused.

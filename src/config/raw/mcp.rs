@@ -122,6 +122,12 @@ pub struct RawServiceFile {
     pub command: Option<Vec<String>>,
     /// A streamable HTTP upstream: the MCP endpoint.
     pub url: Option<RawUrl>,
+    /// A Unix socket on which the upstream listens, connected to in place of the URL's host; the URL (`http://localhost/mcp`) gives path and
+    /// `Host`.
+    pub socket: Option<RawPath>,
+    /// HTTP/2 at once, also without TLS. Left out: with TLS as the server chooses, else HTTP/1.1. Default: `false`.
+    #[serde(default)]
+    pub http2_only: bool,
     /// Variables of the child, in addition to `PATH`, `HOME` and the like.
     #[serde(default)]
     pub env: BTreeMap<String, RawSecretText>,

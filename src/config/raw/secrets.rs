@@ -161,11 +161,11 @@ pub struct RawVaultTls {
 pub struct RawTls {
     /// PEM certificates to trust in place of the system's.
     pub ca_file: Option<RawPath>,
-    /// Not available in this version: the client's certificate.
+    /// PEM: the client's certificate, then those between it and its authority. Services only, in this version.
     pub cert_file: Option<RawPath>,
-    /// Not available in this version: the client's key.
+    /// PEM, not encrypted (PKCS#8, PKCS#1 or SEC1), 0600 or narrower: the client's key. Services only, in this version.
     pub key_file: Option<RawPath>,
-    /// Not available in this version: the name to check in the server's certificate.
+    /// The name that the server has to prove, and that it is asked for, where it is not the address's. Services only, in this version.
     pub server_name: Option<String>,
 }
 

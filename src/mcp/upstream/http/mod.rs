@@ -241,7 +241,7 @@ impl HttpUpstream {
         let Some(session) = self.session.take() else { return };
         let Some(clients) = self.around.service.http() else { return };
         let Ok((headers, _)) = self.credentials() else { return };
-        let request = clients.current().delete(self.http().url.clone()).headers(headers).header(SESSION_ID, session);
+        let request = clients.current().delete(clients.url().clone()).headers(headers).header(SESSION_ID, session);
         // A server may refuse this (405) or be gone; it will forget the session by itself.
         let _ = tokio::time::timeout(DELETE_PATIENCE, request.send()).await;
     }
@@ -348,10 +348,11 @@ impl HttpUpstream {
 
     fn exchange(&mut self, headers: HeaderMap, key: Option<IdKey>) -> Option<Exchange> {
         self.serial += 1;
+        let clients = self.around.service.http()?;
         Some(Exchange {
             serial: self.serial,
-            client: (*self.around.service.http()?.current()).clone(),
-            url: self.http().url.clone(),
+            client: (*clients.current()).clone(),
+            url: clients.url().clone(),
             headers,
             key,
             patience: None,

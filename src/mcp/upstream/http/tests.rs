@@ -15,6 +15,7 @@ use crate::mcp::metrics::Metrics;
 use crate::mcp::service::Service;
 use crate::mcp::settings::Limits;
 use crate::mcp::testing::{Audit, Secrets, shipping};
+use crate::tls::Files;
 
 #[derive(Clone)]
 struct Asked {
@@ -120,7 +121,14 @@ impl Rig {
     async fn new(timeout: Duration, script: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/mcp", listener.local_addr().unwrap()).parse().unwrap();
-        let upstream = UpstreamSettings::Http(HttpSettings { url, headers: Vec::new(), ca_file: None });
+        let upstream = UpstreamSettings::Http(HttpSettings {
+            url,
+            socket: None,
+            http2_only: false,
+            headers: Vec::new(),
+            tls: Files::default(),
+            server_name: None,
+        });
         let settings = ServiceSettings { upstream, timeout };
         let service = Arc::new(Service::new("s", settings.clone()).unwrap());
         let metrics = Metrics::new(&opentelemetry::global::meter("test"));

@@ -6,10 +6,8 @@
 //! connection keeps its read buffer, with old answers in it, for as long as it is open.
 //! Invariants: no redirect is followed and no proxy used; a token is in plain memory only while a request is under way.
 
-mod destination;
 mod failure;
 mod pace;
-mod trust;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,14 +21,13 @@ use vaultrs::client::{VaultClient, VaultClientSettings};
 use zeroize::Zeroizing;
 
 use crate::secret::Secret;
+use crate::tls::{Destination, Trust};
 
 use super::super::schedule::chance;
 use super::super::settings::VaultSettings;
 use super::super::source::{FailureKind, FetchError};
 use super::auth;
-use destination::Destination;
 use pace::Pace;
-use trust::Trust;
 
 pub(super) use failure::Request;
 

@@ -1,4 +1,4 @@
-//! Where requests go: the address that is connected to, and the name that the server has to prove.
+//! Where an HTTP client's requests go: the address that is connected to, and the name that the server has to prove.
 //!
 //! They differ where `tls.server_name` says so (a tunnel, an address without a name). Then requests are made for that name, so that SNI and
 //! the check of the certificate follow by themselves, the name resolves to the address that was configured, and `Host` says what it
@@ -11,7 +11,7 @@ use http::HeaderValue;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::Url;
 
-pub(super) struct Destination {
+pub struct Destination {
     /// What requests are made for.
     pub base: Url,
     detour: Option<Detour>,

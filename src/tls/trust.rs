@@ -1,4 +1,4 @@
-//! The TLS of one provider, which follows its files: the authorities, the client's certificate and its key.
+//! The TLS of one server that is asked, which follows its files: the authorities, the client's certificate and its key.
 //!
 //! Invariant: files that cannot be used change nothing but the trouble that is told of; the last TLS that worked stays.
 
@@ -7,9 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustls::ClientConfig;
 use tracing::{info, warn};
 
-use crate::tls::{Files, Stamp, TlsError};
+use super::{Files, Stamp, TlsError};
 
-pub(super) struct Trust {
+pub struct Trust {
     /// Its address, for the log.
     server: String,
     scheme: String,

@@ -1,8 +1,11 @@
 //! How this process speaks TLS as a client: rustls with ring, named here and not left to a process-wide default, trusting the roots of one
 //! file or else the system's, and showing a certificate of its own where it has one.
 //!
-//! A leaf: it connects to nothing and knows nothing of who asks. Files are read when they are asked for, and not again; `Files::stamp`
-//! tells whether reading them again would be worth while.
+//! A leaf: it connects to nothing and knows nothing of who asks. `Files` reads when it is asked, and `Files::stamp` tells whether reading
+//! again would be worth while; `Trust` follows the files, and `Destination` connects to an address under another name.
+
+mod destination;
+mod trust;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,6 +14,9 @@ use std::sync::Arc;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+pub use self::destination::Destination;
+pub use self::trust::Trust;
 
 /// The text of each variant includes its cause, because a refused reload shows nothing but the text.
 #[derive(Debug, thiserror::Error)]
