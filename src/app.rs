@@ -20,6 +20,7 @@ use crate::reload::{Domains, Reloader};
 use crate::render::{self, RenderHandle};
 use crate::secrets;
 use crate::secrets::serve::{self, ServeHandle};
+use crate::storage;
 use crate::telemetry::{self, TelemetryHandle};
 
 /// A process that is built and not yet started.
@@ -102,6 +103,8 @@ fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<Domains, Part
     let reader = Arc::new(secrets.clone());
     telemetry.attach_secrets(reader.clone());
 
+    let storage = storage::build(config.storage.clone(), &meter);
+
     let (serve, part) = serve::build(config.serve.clone(), reader.clone(), audit.clone(), &meter)?;
     parts.push(part);
 
@@ -123,7 +126,7 @@ fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<Domains, Part
 
     let around = process::Surroundings { secrets: reader.clone(), audit: audit.clone(), shipping, before: Vec::new() };
     let process = add_process(config, around, &render, &meter, parts)?;
-    Ok(Domains { telemetry, secrets, serve, render, mcp, redactor, process })
+    Ok(Domains { telemetry, secrets, serve, render, mcp, redactor, process, storage })
 }
 
 /// The process may use all that was built so far, so it comes after it.
@@ -148,13 +151,14 @@ fn surface(
     domains: &Domains,
     readiness: Arc<OnceLock<Vec<(&'static str, Readiness)>>>,
 ) -> Surface {
-    let Domains { telemetry, secrets, serve, render, mcp, process, .. } = domains;
+    let Domains { telemetry, secrets, serve, render, mcp, process, storage, .. } = domains;
     let reports: Vec<Arc<dyn StatusReport>> = vec![
         Arc::new(secrets.clone()),
         Arc::new(serve.clone()),
         Arc::new(render.clone()),
         Arc::new(mcp.clone()),
         Arc::new(process.clone()),
+        Arc::new(storage.clone()),
         Arc::new(telemetry.clone()),
         reloader.clone(),
         Arc::new(MemoryReport(config.lock_memory)),

@@ -31,6 +31,7 @@ use crate::process::ProcessHandle;
 use crate::render::RenderHandle;
 use crate::secrets::SecretsHandle;
 use crate::secrets::serve::ServeHandle;
+use crate::storage::StorageHandle;
 use crate::telemetry::TelemetryHandle;
 
 /// The domains that a reload reaches.
@@ -43,6 +44,7 @@ pub struct Domains {
     pub mcp: McpHandle,
     pub redactor: Arc<SecretRedactor>,
     pub process: ProcessHandle,
+    pub storage: StorageHandle,
 }
 
 pub struct Reloader {
@@ -189,12 +191,14 @@ impl Reloader {
         let mcp = domains.mcp.stage(new.mcp.clone()).map_err(|error| error.to_string())?;
         let redactor = domains.redactor.stage(&new.redaction).map_err(|error| error.to_string())?;
         let process = domains.process.stage(new.process.clone()).map_err(|error| error.to_string())?;
+        let storage = domains.storage.stage(new.storage.clone());
         let admin = match self.admin.get() {
             Some(admin) => Some(admin.stage(new.admin.clone()).map_err(|error| error.to_string())?),
             None => None,
         };
         redactor.commit();
         telemetry.commit();
+        storage.commit();
         // Old and new items are served side by side until everybody has moved.
         let secrets = secrets.introduce();
         self.await_new_items(old, &new).await;
@@ -299,6 +303,7 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
         ("transports.unix", old.mcp.unix != new.mcp.unix),
         ("transports.http", old.mcp.http != new.mcp.http),
         ("transports.limits", old.mcp.limits != new.mcp.limits),
+        ("storage", old.storage != new.storage),
         ("secrets.serve", old.serve != new.serve),
         ("templates", old.templates != new.templates),
         ("process", old.process != new.process),

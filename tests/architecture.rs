@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const DOMAINS: [&str; 6] = ["secrets", "render", "mcp", "process", "telemetry", "admin"];
+const DOMAINS: [&str; 7] = ["secrets", "render", "mcp", "process", "storage", "telemetry", "admin"];
 const LEAVES: [&str; 11] = [
     "child",
     "environment",

@@ -31,6 +31,7 @@ use crate::process::settings::ProcessSettings;
 use crate::render::settings::TemplateSettings;
 use crate::secret::SecretRef;
 use crate::secrets::settings::{SecretsSettings, ServeSettings};
+use crate::storage::settings::StorageSettings;
 use crate::telemetry::settings::TelemetrySettings;
 
 use check::Check;
@@ -55,6 +56,7 @@ pub struct Config {
     /// `None`: no program is supervised.
     pub process: Option<ProcessSettings>,
     pub mcp: McpSettings,
+    pub storage: StorageSettings,
     pub telemetry: TelemetrySettings,
     pub admin: AdminSettings,
     pub lock_memory: LockMemory,
@@ -107,7 +109,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     let mut raw: RawConfig = read_raw(&tree, problems)?;
 
     let mut check = Check { tree: &tree, problems };
-    check::operation::storage(&raw.storage, &mut check);
+    let storage = check::operation::storage(&raw.storage, &mut check);
     check.unavailable_if(raw.global.memory_limit_mb.is_some(), &["global", "memory_limit_mb"]);
     let lock_memory = check::operation::security(&raw.security, &mut check);
     let leak_guard = check::operation::leak_guard(&raw.security);
@@ -138,6 +140,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
         templates,
         process,
         mcp: McpSettings { unix, http, stdio: raw.transports.stdio.enabled, services, limits, leak_guard },
+        storage,
         telemetry,
         admin,
         lock_memory,

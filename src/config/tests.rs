@@ -199,7 +199,7 @@ fn what_later_versions_serve_is_refused_by_name() {
         r#"version: "1.0"
 global: { memory_limit_mb: 512 }
 telemetry: { logs: { files: [] }, spool: { path: b } }
-storage: { runtime: { type: sqlite }, cache: { type: memory } }
+storage: { runtime: { type: sqlite }, cache: { type: redis } }
 security: { sandbox: true }
 "#,
     );
@@ -208,7 +208,7 @@ security: { sandbox: true }
         "`telemetry.logs` is",
         "`telemetry.spool` is",
         "`storage.runtime.type` is",
-        "`storage.cache` is",
+        "`storage.cache.type` is",
         "`security.sandbox` is",
     ] {
         let said = found.iter().any(|line| line.contains(name) && line.contains("not available in this version"));

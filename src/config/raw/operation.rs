@@ -168,16 +168,21 @@ pub enum RawRuntimeKind {
     Postgres,
 }
 
-/// Not available in this version.
+/// Answers of MCP services that are kept for a while. Which ones: `cache_ttl` in a service file, and what servers of the modern era say.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawCache {
+    /// In this version: `memory`.
     #[serde(rename = "type")]
     pub kind: RawCacheKind,
+    /// Not available in this version.
     pub path: Option<RawPath>,
+    /// Not available in this version.
     pub url: Option<RawSecretText>,
-    #[schemars(range(min = 1))]
-    pub max_size_mb: Option<u64>,
+    /// What was used longest ago goes first when it is full. Default: 64.
+    #[schemars(range(min = 1, max = 65536))]
+    pub max_size_mb: Option<u32>,
+    /// Nothing is kept longer, whatever its own time says. Default: `1d`.
     pub ttl: Option<RawDuration>,
 }
 
