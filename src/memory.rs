@@ -6,7 +6,7 @@
 //! - `LockedBytes`, slices of a locked arena: pages from `memfd_secret(2)` where the kernel has it (not readable through
 //!   `/proc/PID/mem`, even by root), else anonymous pages with `mlock(2)` and `MADV_DONTDUMP`. A slice is wiped when it is dropped.
 //! - `wipe_variable`, which overwrites the value of an environment variable in the block that `/proc/PID/environ` shows;
-//! - `let_go_of_code`, which gives the pages of code that only the start needs back to the system;
+//! - `let_go_of_start`, which gives the memory and the code that only the start needs back to the system;
 //! - `with_wiped_stack`, which runs a closure and then overwrites the stack below it, for code that keeps short strings inline.
 //!
 //! It must not know what a secret is for. Invariants: a slice is handed out once until it is dropped; a free slice holds only zeros;
@@ -171,7 +171,18 @@ fn run_apart<T>(work: impl FnOnce() -> T) -> T {
 fn wipe_stack_below() {
     let mut frame = [0_u8; STACK_WIPE_BYTES];
     frame.zeroize();
-    std::hint::black_box(&mut frame);
+    let frame = std::hint::black_box(&mut frame);
+    give_back(frame);
+}
+
+/// Gives the whole pages of a wiped buffer back to the system, so that a thread does not keep a deep stack that it needed once.
+fn give_back(wiped: &mut [u8]) {
+    let start = wiped.as_ptr() as usize;
+    let (first, end) = (start.next_multiple_of(PAGE), (start + wiped.len()) / PAGE * PAGE);
+    if first < end {
+        // SAFETY: the pages lie within a buffer that is borrowed here alone, in private anonymous memory, and hold zeros before and after.
+        unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_DONTNEED) };
+    }
 }
 
 struct Arena {
@@ -270,9 +281,19 @@ fn map_secret_memory(bytes: usize) -> Option<NonNull<u8>> {
     }
 }
 
-/// Gives the pages of the program's own code back to the system, which reads in again what is still used: a start runs much code that
-/// nothing needs afterwards (arguments, YAML, schemas). Does nothing where `/proc` does not say where the code lies.
-pub fn let_go_of_code() {
+/// Gives back to the system what only the start needed: free pages of the heap, and the pages of the program's own code, of which those that are
+/// still used are read in again. A start runs much that nothing needs afterwards (arguments, YAML, schemas).
+pub fn let_go_of_start() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes the allocator's own locks, and touches only memory that nobody has.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+    let_go_of_code();
+}
+
+/// Does nothing where `/proc` does not say where the code lies.
+fn let_go_of_code() {
     let Ok(program) = std::fs::read_link("/proc/self/exe") else { return };
     let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
     for (start, end) in maps.lines().filter_map(|line| code_of(line, program.to_str()?)) {
@@ -303,6 +324,8 @@ const SMALLEST: usize = 32;
 const CLASSES: usize = usize::BITS as usize - SMALLEST.trailing_zeros() as usize;
 const CHUNK_BYTES: usize = 32 * 1024;
 const STACK_WIPE_BYTES: usize = 192 * 1024;
+/// Of each architecture that Linux runs on it is this or a multiple, which `madvise` refuses to take a part of.
+const PAGE: usize = 4096;
 
 #[cfg(test)]
 mod tests {

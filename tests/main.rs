@@ -20,6 +20,7 @@ mod leases;
 mod mcp;
 mod memory;
 mod metrics;
+mod oauth;
 mod operation;
 mod process;
 mod render;

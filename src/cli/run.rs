@@ -58,7 +58,7 @@ async fn serve(config: Config, sources: Sources) -> ExitCode {
             reasons = all_ready(every_part), if !announced => {
                 announced = true;
                 announce(&listening, &reasons, stdio, is_short_form);
-                memory::let_go_of_code();
+                memory::let_go_of_start();
             }
             code = process.ended() => break Ending::Process(code),
             () = mcp.stdio_ended() => break Ending::Asked("end of input"),

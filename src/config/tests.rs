@@ -2,6 +2,7 @@
 
 mod aws;
 mod hooks;
+mod oauth;
 mod process;
 mod secrets;
 
@@ -175,7 +176,7 @@ services: 7
             "mcpeg.yaml:2:28: unknown key `timeuot` (did you mean `timeout`?)",
             "mcpeg.yaml:4:17: expected octal permission bits that the owner can read, such as `\"0600\"`",
             "mcpeg.yaml:4:38: expected a whole number, found a text",
-            "mcpeg.yaml:7:19: expected one of `vault`, `aws-secrets-manager`, `directory`, `file`, `environment` (did you mean `vault`?)",
+            "mcpeg.yaml:7:19: expected one of `vault`, `aws-secrets-manager`, `oauth`, `directory`, `file`, `environment` (did you mean `vault`?)",
             "mcpeg.yaml:8:34: expected an address such as `https://host:8200`: relative URL without a base",
             "mcpeg.yaml:8:56: `token` or `token_file` is missing",
             "mcpeg.yaml:10:26: there is no provider `cork`",

@@ -3,7 +3,7 @@
 //! The events of the domain are put together here and nowhere else; they name items, providers and versions, never a value.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -14,8 +14,10 @@ use crate::ports::{AuditEvent, AuditLog, AuditRefused, Outcome, SecretObserver};
 use crate::secret::Secret;
 
 use super::cache::Cache;
+use super::handle::{SecretsHandle, Shared};
 use super::leases::{Entry, Leases};
 use super::metrics::Metrics;
+use super::oauth::chain::Chain;
 use super::rotator::Reason;
 use super::settings::CacheSettings;
 use super::source::{FetchError, Fetched, Lease, LeaseId};
@@ -33,6 +35,8 @@ pub(super) struct Context {
     pub observer: OnceLock<Arc<dyn SecretObserver>>,
     /// Whether it was said that memory cannot be locked; it is where the process starts so.
     unlocked: Once,
+    shared: OnceLock<Weak<Shared>>,
+    chains: Mutex<BTreeMap<String, Arc<Chain>>>,
 }
 
 impl Context {
@@ -42,7 +46,8 @@ impl Context {
         if memory::protection() == Protection::Unlocked {
             unlocked.call_once(|| {});
         }
-        Self { audit, metrics, leases, cache, cache_settings: None, progress, observer: OnceLock::new(), unlocked }
+        let (observer, shared, chains) = (OnceLock::new(), OnceLock::new(), Mutex::default());
+        Self { audit, metrics, leases, cache, cache_settings: None, progress, observer, unlocked, shared, chains }
     }
 
     #[must_use]
@@ -53,6 +58,22 @@ impl Context {
     /// What the cache was made of, which a reload does not change.
     pub fn cache_settings(&self) -> Option<&CacheSettings> {
         self.cache_settings.as_ref()
+    }
+
+    /// Says where other items are read, for providers whose login is kept in one. Once.
+    pub fn attach(&self, shared: &Arc<Shared>) {
+        let _ = self.shared.set(Arc::downgrade(shared));
+    }
+
+    /// `None` at the end of the process.
+    pub fn reader(&self) -> Option<SecretsHandle> {
+        Some(SecretsHandle::new(self.shared.get()?.upgrade()?))
+    }
+
+    /// The chain of refresh tokens of one login, which outlives a change of its provider.
+    pub fn chain_of(&self, login: &str, first: impl FnOnce() -> Option<Arc<Secret>>) -> Arc<Chain> {
+        let mut chains = self.chains.lock().unwrap_or_else(PoisonError::into_inner);
+        chains.entry(login.to_owned()).or_insert_with(|| Arc::new(Chain::from(first()))).clone()
     }
 
     /// Says once that the memory of secrets has grown beyond what may be locked.

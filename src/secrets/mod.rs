@@ -1,6 +1,6 @@
 //! Secrets: fetched from providers, held in locked memory, kept fresh, given to whoever reads them through `ports::SecretReader`.
 //!
-//! `SecretSource` is the seam, with one file or folder a kind: `vault`, `aws`, `directory`, `file`,
+//! `SecretSource` is the seam, with one file or folder a kind: `vault`, `aws`, `oauth`, `directory`, `file`,
 //! `environment`. A `Provider` is a configured source and its
 //! health; an `Item` is a path in a provider, its settings, and a `Slot` that holds the current version. One `rotator` per item fetches,
 //! `cache` keeps leases over a restart, `crew` runs rotators and providers inside the part's task, `leases` gives back what was replaced, `handle` is what the rest of the
@@ -9,7 +9,9 @@
 
 mod aws;
 mod cache;
+mod causes;
 mod context;
+mod credential;
 mod crew;
 mod directory;
 mod environment;
@@ -18,6 +20,7 @@ mod handle;
 mod json;
 mod leases;
 mod metrics;
+mod oauth;
 mod provider;
 mod refresh;
 mod resume;
@@ -60,6 +63,7 @@ pub fn build(
     };
     let context = Arc::new(Context::new(audit, Metrics::new(&meter)).with_cache(settings.cache.clone(), cache));
     let shared = Arc::new(Shared::new(context));
+    shared.context.attach(&shared);
     let handle = SecretsHandle::new(shared.clone());
     handle.stage(settings)?.commit();
     metrics::observe(&meter, &shared);

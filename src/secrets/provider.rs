@@ -16,6 +16,7 @@ use super::context::Context;
 use super::directory::DirectorySource;
 use super::environment::EnvironmentSource;
 use super::file::FileSource;
+use super::oauth::{self, OAuthSource};
 use super::schedule;
 use super::settings::ProviderSettings;
 use super::source::{FetchError, SecretSource};
@@ -55,6 +56,10 @@ impl Provider {
             ProviderSettings::AwsSecretsManager(aws) => Box::new(
                 AwsSource::build(aws).map_err(|reason| SecretsError::Provider { provider: name.to_owned(), reason })?,
             ),
+            ProviderSettings::OAuth(oauth) => Box::new(
+                OAuthSource::build(name, oauth, context.clone())
+                    .map_err(|reason| SecretsError::Provider { provider: name.to_owned(), reason })?,
+            ),
             ProviderSettings::Directory { path } => Box::new(DirectorySource::new(path.clone())),
             ProviderSettings::File { path, sealed_with } => {
                 Box::new(FileSource::new(path.clone(), sealed_with.clone()))
@@ -80,6 +85,7 @@ impl Provider {
         match self.settings {
             ProviderSettings::Vault(_) => "vault",
             ProviderSettings::AwsSecretsManager(_) => "aws-secrets-manager",
+            ProviderSettings::OAuth(_) => "oauth",
             ProviderSettings::Directory { .. } => "directory",
             ProviderSettings::File { .. } => "file",
             ProviderSettings::Environment => "environment",
@@ -173,6 +179,7 @@ const RELAPSE: Duration = Duration::from_secs(10);
 pub(super) fn binding(settings: &ProviderSettings) -> String {
     match settings {
         ProviderSettings::Vault(settings) => vault::binding(settings),
+        ProviderSettings::OAuth(settings) => oauth::binding(settings),
         // They lease nothing.
         _ => String::new(),
     }

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::context::Context;
 use super::resume::{Resumed, resume};
 use super::schedule::{BACKOFF_CAP, ask_again_in, backoff_in, chance, item_backoff_in, replace_in, rotated_in};
+use super::settings::ItemSettings;
 use super::source::{FailureKind, FetchError, Fetched, Known, Lease, LeaseId, Sign};
 use super::store::{Change, Failure, Item, Retry};
 use super::term::{Step, Term};
@@ -73,7 +74,7 @@ pub(super) async fn rotate(item: &Item, context: &Context) {
             match outcome {
                 Ok(got) => {
                     rotation.failures = 0;
-                    demand.plan(Some(Instant::now() + got.expected_wait(item.settings.refresh)));
+                    demand.plan(Some(Instant::now() + got.expected_wait(&item.settings)));
                     rotation.until_due(got, &mut held).await
                 }
                 Err(error) => rotation.after_failure(error, reason, &mut held).await,
@@ -88,11 +89,12 @@ pub(super) async fn rotate(item: &Item, context: &Context) {
 
 impl Got {
     /// About when the next look is due, for people.
-    fn expected_wait(&self, refresh: Duration) -> Duration {
+    fn expected_wait(&self, settings: &ItemSettings) -> Duration {
         match &self.lease {
-            None => refresh,
+            None => settings.refresh,
             Some(Lease::Held { ttl, .. }) => *ttl * 2 / 3,
-            Some(Lease::Ends(left) | Lease::Rotates(left)) => *left,
+            Some(Lease::Ends(left)) => replace_in(*left, settings.overlap, 0.0),
+            Some(Lease::Rotates(left)) => *left,
         }
     }
 }

@@ -43,6 +43,7 @@ impl SecretsSettings {
 pub enum ProviderSettings {
     Vault(Box<VaultSettings>),
     AwsSecretsManager(Box<AwsSettings>),
+    OAuth(Box<OAuthSettings>),
     /// A folder with a file for each secret.
     Directory {
         path: PathBuf,
@@ -192,11 +193,61 @@ pub struct AwsRole {
     pub session_name: String,
 }
 
+/// A provider of type `oauth`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OAuthSettings {
+    pub server: OAuthServer,
+    pub client_id: String,
+    /// `None`: the client has none. It may refer to items of other providers.
+    pub client_secret: Option<Credential>,
+    /// `None`: as the server's metadata say, else `Basic`.
+    pub client_auth: Option<ClientAuth>,
+    pub grant: OAuthGrant,
+    /// Of items that name none.
+    pub scopes: Vec<String>,
+    /// As it is sent.
+    pub resource: Option<String>,
+    /// PEM; in place of the system's roots.
+    pub ca_file: Option<PathBuf>,
+    /// For one request.
+    pub timeout: Duration,
+}
+
+/// What leads to the token endpoint. `https`, or `http` on the loopback.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OAuthServer {
+    Issuer(Url),
+    TokenUrl(Url),
+    Resource(Url),
+}
+
+impl OAuthServer {
+    pub fn address(&self) -> &Url {
+        match self {
+            Self::Issuer(url) | Self::TokenUrl(url) | Self::Resource(url) => url,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum OAuthGrant {
+    ClientCredentials,
+    /// With the first refresh token.
+    RefreshToken(Credential),
+}
+
+/// How a client's secret is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth {
+    Basic,
+    Post,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct ItemSettings {
     pub provider: String,
     /// In the provider's own terms: a Vault API path (`secret/data/weather`), a key of the file (empty: the whole file), a variable,
-    /// a file in the folder (empty: all of them), a secret of AWS with `#` and the version's label.
+    /// a file in the folder (empty: all of them), a secret of AWS with `#` and the version's label, scopes (empty: those of the provider).
     pub path: String,
     /// What is wanted of a path that makes its values to order. Empty: the path is read.
     pub parameters: BTreeMap<String, String>,

@@ -99,6 +99,7 @@ fn provider_detail(provider: &Provider) -> Value {
         ProviderSettings::AwsSecretsManager(aws) => {
             aws.endpoint.as_ref().map(|endpoint| endpoint.origin().ascii_serialization()).or_else(|| aws.region.clone())
         }
+        ProviderSettings::OAuth(oauth) => Some(oauth.server.address().origin().ascii_serialization()),
         ProviderSettings::Directory { path } | ProviderSettings::File { path, .. } => Some(path.display().to_string()),
         ProviderSettings::Environment => None,
     };

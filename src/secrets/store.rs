@@ -16,7 +16,7 @@ use crate::secret::SecretVersion;
 use super::cache::binding_of;
 use super::provider::{Provider, binding};
 use super::refresh::Demand;
-use super::settings::ItemSettings;
+use super::settings::{ItemSettings, ProviderSettings};
 use super::source::{FetchError, Fetched};
 
 /// One configured item. A change of its settings or of its provider's makes a new one over the same slot.
@@ -36,7 +36,11 @@ impl Item {
     /// What leased values of this item are kept under: other settings are not served with them.
     pub fn binding(&self) -> String {
         let (provider, settings) = (binding(&self.provider.settings), &self.settings);
-        binding_of(&format!("{provider:?} {:?} {:?}", settings.path, settings.parameters))
+        let wish = match &self.provider.settings {
+            ProviderSettings::OAuth(oauth) => format!(" {:?} {:?}", oauth.scopes, oauth.resource),
+            _ => String::new(),
+        };
+        binding_of(&format!("{provider:?} {:?} {:?}{wish}", settings.path, settings.parameters))
     }
 
     /// The version to use now.

@@ -40,8 +40,8 @@ class Group(NamedTuple):
 
     requirements: str | None
     """The file of pip pins: the whole closure, every line `name==version`."""
-    node: bool
-    """Whether package.json and package-lock.json belong to the group too."""
+    node: str | None
+    """The folder, from here, of the package.json and package-lock.json that belong to the group too."""
     describe: Callable[[Path], dict]
     """The group's part of the JSON document, from its folder. Called before the installation too: no I/O but `stat`."""
     debian: tuple[str, ...] = ()
@@ -85,11 +85,16 @@ def pins_hash(group: Group) -> str:
     digest = hashlib.sha256()
     for part in (LAYOUT, sys.version, sys.base_prefix, sysconfig.get_platform()):
         digest.update(part.encode() + b"\0")
-    for pin in [*([group.requirements] if group.requirements else ()), *(NODE_PINS if group.node else ())]:
+    for pin in [*([group.requirements] if group.requirements else ()), *node_pins(group)]:
         digest.update(pin.encode() + b"\0" + (PINS / pin).read_bytes() + b"\0")
     for package in group.debian:
         digest.update(package.encode() + b"\0")
     return digest.hexdigest()[:12]
+
+
+def node_pins(group: Group) -> list[str]:
+    """From here, and as they are named in what the hash covers."""
+    return [os.path.normpath(os.path.join(group.node, pin)) for pin in NODE_PINS] if group.node else []
 
 
 def is_installed(folder: Path, group: Group) -> bool:
@@ -131,7 +136,7 @@ def install(folder: Path, group: Group, lock) -> None:
     if group.debian and missing(folder, group):  # else the machine has the programs
         install_debian(group.debian, folder, lock)
     if group.node:
-        install_node(folder, lock)
+        install_node(folder, group, lock)
     link_scripts(folder)
     if lost := missing(folder, group):
         raise InstallError(f"installed, but not found: {', '.join(lost)}")
@@ -158,11 +163,11 @@ def install_python(venv: Path, requirements: Path, lock) -> None:
     run([*pip, "check"], lock)
 
 
-def install_node(folder: Path, lock) -> None:
+def install_node(folder: Path, group: Group, lock) -> None:
     if not shutil.which("npm"):
         raise InstallError("npm is not in PATH; Node 20 or later is needed")
-    for pin in NODE_PINS:
-        shutil.copyfile(PINS / pin, folder / pin)
+    for pin in node_pins(group):
+        shutil.copyfile(PINS / pin, folder / Path(pin).name)
     run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], lock, cwd=folder)
 
 
@@ -252,6 +257,11 @@ def describe_aws(folder: Path) -> dict:
     return {"moto": [str(folder / "venv" / "bin" / "python"), "-m", "moto.server"]}
 
 
+def describe_oauth(folder: Path) -> dict:
+    node = [shutil.which("node") or "node", "--preserve-symlinks", "--preserve-symlinks-main"]
+    return {"oauth_server": [*node, str(scripts_link(folder) / "servers" / "oauth_server.mjs")]}
+
+
 def describe_sealing(folder: Path) -> dict:
     return {"pyrage_python": str(folder / "venv" / "bin" / "python")}
 
@@ -266,12 +276,13 @@ def libpython_env() -> dict[str, str]:
 NODE_PINS = ("package.json", "package-lock.json")
 
 GROUPS = {
-    "base": Group("requirements.txt", node=True, describe=describe_base),
-    "databases": Group("databases.txt", node=False, describe=describe_databases),
-    "nginx": Group(None, node=False, describe=describe_nginx, debian=("nginx",)),
-    "aws": Group("aws.txt", node=False, describe=describe_aws),
-    "sealing": Group("sealing.txt", node=False, describe=describe_sealing),
-    "tools": Group("tools.txt", node=False, describe=describe_tools),
+    "base": Group("requirements.txt", node=".", describe=describe_base),
+    "databases": Group("databases.txt", node=None, describe=describe_databases),
+    "nginx": Group(None, node=None, describe=describe_nginx, debian=("nginx",)),
+    "aws": Group("aws.txt", node=None, describe=describe_aws),
+    "oauth": Group(None, node="oauth", describe=describe_oauth),
+    "sealing": Group("sealing.txt", node=None, describe=describe_sealing),
+    "tools": Group("tools.txt", node=None, describe=describe_tools),
 }
 
 if __name__ == "__main__":

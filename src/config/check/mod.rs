@@ -7,6 +7,7 @@ pub mod files;
 pub mod groups;
 pub mod hooks;
 pub mod mcp;
+pub mod oauth;
 pub mod operation;
 pub mod process;
 pub mod secrets;

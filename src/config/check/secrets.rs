@@ -1,6 +1,6 @@
 //! `secrets` from its written shape to the secrets domain's settings.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::vault::{Variables, vault};
@@ -37,6 +37,7 @@ pub fn settings(raw: RawSecrets, variables: Variables<'_>, check: &mut Check<'_>
         let item = item(raw, &settings, &path, check);
         settings.items.insert(name, item);
     }
+    super::oauth::references(&settings, check);
     settings
 }
 
@@ -67,6 +68,9 @@ fn provider(
         RawProvider::Environment(_) => Some(ProviderSettings::Environment),
         RawProvider::AwsSecretsManager(raw) => super::aws::settings(*raw, path, variables, check)
             .map(|aws| ProviderSettings::AwsSecretsManager(Box::new(aws))),
+        RawProvider::OAuth(raw) => {
+            super::oauth::settings(*raw, path, check).map(|oauth| ProviderSettings::OAuth(Box::new(oauth)))
+        }
         RawProvider::Directory(raw) => directory(raw, path, variables, check),
     }
 }
@@ -137,15 +141,17 @@ fn item(raw: RawItem, settings: &SecretsSettings, path: &[&str], check: &mut Che
         check.problem(&join(path, &["refresh"]), "expected at least `100ms`");
     }
     let provider = settings.providers.get(&raw.provider);
-    let needs_path =
-        !matches!(provider, None | Some(ProviderSettings::File { .. } | ProviderSettings::Directory { .. }));
+    let may_lack_path = |provider: &ProviderSettings| {
+        matches!(
+            provider,
+            ProviderSettings::File { .. } | ProviderSettings::Directory { .. } | ProviderSettings::OAuth(_)
+        )
+    };
+    let needs_path = provider.is_some_and(|provider| !may_lack_path(provider));
     if needs_path && raw.path.trim_matches('/').is_empty() {
         check.problem(path, "`path` is missing");
     }
-    let is_vault = matches!(provider, None | Some(ProviderSettings::Vault(_)));
-    if !is_vault && !raw.parameters.is_empty() {
-        check.problem(&join(path, &["parameters"]), "only a provider of type `vault` takes parameters");
-    }
+    parameters(&raw.parameters, provider, path, check);
     let mut item_path = raw.path;
     match provider {
         Some(ProviderSettings::AwsSecretsManager(_)) => {
@@ -170,6 +176,25 @@ fn item(raw: RawItem, settings: &SecretsSettings, path: &[&str], check: &mut Che
         overlap: raw.overlap.map_or(seconds(30), |overlap| overlap.0),
         max_stale: raw.max_stale.map(|max_stale| max_stale.0),
         require_at_start: raw.require_at_start.unwrap_or(true),
+    }
+}
+
+fn parameters(
+    raw: &BTreeMap<String, String>,
+    provider: Option<&ProviderSettings>,
+    path: &[&str],
+    check: &mut Check<'_>,
+) {
+    let at = join(path, &["parameters"]);
+    match provider {
+        None | Some(ProviderSettings::Vault(_)) => {}
+        Some(ProviderSettings::OAuth(_)) => {
+            for name in raw.keys().filter(|name| !super::oauth::is_parameter(name)) {
+                check.problem(&join(&at, &[name]), format!("`{name}` has a key of its own"));
+            }
+        }
+        Some(_) if raw.is_empty() => {}
+        Some(_) => check.problem(&at, "only a provider of type `vault` or `oauth` takes parameters"),
     }
 }
 

@@ -32,6 +32,9 @@ pub enum RawProvider {
     Vault(Box<RawVault>),
     /// AWS Secrets Manager.
     AwsSecretsManager(Box<RawAws>),
+    /// Access tokens of an authorization server.
+    #[serde(rename = "oauth")]
+    OAuth(Box<RawOAuth>),
     /// A folder with a file for each secret: a mounted Kubernetes Secret or ConfigMap, systemd credentials, Docker secrets.
     Directory(RawDirectory),
     /// A YAML mapping in a file with mode 0600 or narrower, or sealed with age.
@@ -224,6 +227,57 @@ pub struct RawAwsRole {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+pub struct RawOAuth {
+    /// Where tokens are asked for. Left out: as the metadata of `issuer` say.
+    pub token_url: Option<RawUrl>,
+    /// The authorization server (RFC 8414, OpenID Connect Discovery). Left out, with `token_url`: the one that `resource` names (RFC 9728).
+    pub issuer: Option<RawUrl>,
+    /// What the token is for, such as an MCP server's address; sent with each request (RFC 8707).
+    pub resource: Option<RawUrl>,
+    pub client_id: String,
+    /// The client's secret; prefer `client_secret_file`, or `${secret.ITEM.FIELD}` of another provider. Left out, with `client_secret_file`: the
+    /// client has none.
+    pub client_secret: Option<RawSecretText>,
+    /// Read again at every request.
+    pub client_secret_file: Option<RawPath>,
+    /// How the client's secret is sent. Left out: as the metadata say, else `basic`.
+    pub client_auth: Option<RawOAuthClientAuth>,
+    /// How tokens are asked for.
+    pub grant: RawOAuthGrant,
+    /// The first refresh token; prefer `refresh_token_file`, or `${secret.ITEM.FIELD}` of another provider. Where the server gives a new one at each use,
+    /// that is kept in memory and in `secrets.cache`.
+    pub refresh_token: Option<RawSecretText>,
+    /// A file with the first refresh token.
+    pub refresh_token_file: Option<RawPath>,
+    /// Of items that name none in their `path`. Empty: as the server has it.
+    #[serde(default)]
+    pub scopes: Vec<String>,
+    #[serde(default)]
+    pub tls: RawTls,
+    /// For one request. Default: `10s`.
+    pub timeout: Option<RawDuration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawOAuthGrant {
+    /// The client is itself who the token is for.
+    ClientCredentials,
+    /// Somebody has consented, which a refresh token stands for.
+    RefreshToken,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawOAuthClientAuth {
+    /// In the header `Authorization`.
+    Basic,
+    /// In the body.
+    Post,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct RawDirectory {
     /// Default: `$CREDENTIALS_DIRECTORY`, where systemd puts a unit's credentials.
     pub path: Option<RawPath>,
@@ -268,10 +322,11 @@ pub struct RawItem {
     /// A key of `providers`.
     pub provider: String,
     /// In the provider's terms: a Vault path (`secret/data/weather`), a key of the file (left out: the whole file), a variable's name,
-    /// a file's name in the folder (left out: all of them, as fields), the name or ARN of a secret of AWS.
+    /// a file's name in the folder (left out: all of them, as fields), the name or ARN of a secret of AWS, the scopes of a token, separated by spaces.
     #[serde(default)]
     pub path: String,
-    /// What is wanted of a Vault path that makes its values to order: `{ common_name: app.example }` for `pki/issue/app`.
+    /// What is wanted of a Vault path that makes its values to order: `{ common_name: app.example }` for `pki/issue/app`; for `oauth`, further
+    /// parameters of the request: `{ audience: ... }`.
     #[serde(default)]
     pub parameters: BTreeMap<String, String>,
     /// How long a lease is kept after its values were replaced, before it is revoked. Default: `30s`.

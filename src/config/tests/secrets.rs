@@ -124,7 +124,7 @@ fn leases_have_their_settings() {
     assert_eq!((item.overlap, item.parameters["common_name"].as_str()), (Duration::from_secs(120), "app.example"));
     let folder = Folder::with(&[("mcpeg.yaml", &text("{ type: environment }"))]);
     let problems = folder.problems(&folder.sources());
-    assert!(problems[0].ends_with("only a provider of type `vault` takes parameters"), "{problems:?}");
+    assert!(problems[0].ends_with("only a provider of type `vault` or `oauth` takes parameters"), "{problems:?}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_secretsmanager::error::{ProvideErrorMetadata, SdkError};
 
+use super::super::causes::{in_chain, innermost, shortened};
 use super::super::schedule;
 use super::super::source::{FailureKind, FetchError};
 
@@ -122,35 +123,6 @@ fn in_words(code: &str, message: Option<&str>) -> String {
         ("", Some(message)) => format!(" ({message})"),
         (code, Some(message)) => format!(" ({code}: {message})"),
     }
-}
-
-/// The first cause of type `T`, also where an `io::Error` is wrapped around it.
-fn in_chain<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(found) = error.downcast_ref::<T>() {
-            return Some(found);
-        }
-        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        cause = match wrapped {
-            Some(inner) => Some(inner as &(dyn Error + 'static)),
-            None => error.source(),
-        };
-    }
-    None
-}
-
-fn innermost(error: &dyn Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
-}
-
-/// One line of at most 200 characters.
-fn shortened(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ").chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
 const ANSWERS: Duration = Duration::from_secs(1);

@@ -63,7 +63,7 @@ impl Aws {
         let signed = match &self.origin {
             Origin::Given(keys) => with_wiped_stack(|| self.sts.signed(keys, now)),
             Origin::File { path, profile } => {
-                let text = super::file_of_credentials(path).await?;
+                let text = super::credential::file(path).await?;
                 with_wiped_stack(|| keys_in(&text, path, profile).map(|keys| self.sts.signed(&keys, now)))?
             }
         };
@@ -135,7 +135,7 @@ fn json_of(headers: &[(&str, &str)]) -> String {
 
 /// Finds a profile in a shared credentials file (docs.aws.amazon.com/sdkref/latest/guide/file-format.html).
 fn keys_in(text: &[u8], path: &Path, profile: &str) -> Result<Keys, FetchError> {
-    let text = std::str::from_utf8(text).map_err(|_| super::unreadable(path, "it is not text"))?;
+    let text = std::str::from_utf8(text).map_err(|_| super::credential::unreadable(path, "it is not text"))?;
     let lines = text.lines().map(str::trim);
     let mut inside = lines
         .skip_while(|line| section(line) != Some(profile))
@@ -143,7 +143,7 @@ fn keys_in(text: &[u8], path: &Path, profile: &str) -> Result<Keys, FetchError> 
         .take_while(|line| section(line).is_none())
         .peekable();
     if inside.peek().is_none() {
-        return Err(super::unreadable(path, &format!("there is no profile `{profile}` in it")));
+        return Err(super::credential::unreadable(path, &format!("there is no profile `{profile}` in it")));
     }
     let (mut access_key_id, mut secret_access_key, mut session_token) = (None, None, None);
     for (name, value) in inside.filter(|line| !line.starts_with(['#', ';'])).filter_map(|line| line.split_once('=')) {
@@ -159,7 +159,7 @@ fn keys_in(text: &[u8], path: &Path, profile: &str) -> Result<Keys, FetchError> 
         (Some(access_key_id), Some(secret_access_key)) => Ok(Keys { access_key_id, secret_access_key, session_token }),
         _ => {
             let reason = format!("the profile `{profile}` lacks aws_access_key_id or aws_secret_access_key");
-            Err(super::unreadable(path, &reason))
+            Err(super::credential::unreadable(path, &reason))
         }
     }
 }

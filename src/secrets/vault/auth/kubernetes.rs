@@ -17,7 +17,7 @@ pub(super) struct Kubernetes {
 
 impl Kubernetes {
     async fn exchange(&self, transport: &Transport) -> Result<Grant, FetchError> {
-        let token = super::credential_in(&self.token_file).await?;
+        let token = super::credential::in_file(&self.token_file).await?;
         let token = super::text_of(&token, "the service account token")?;
         let login = async |client: &_| kubernetes::login(client, &self.mount, &self.role, token).await;
         transport.call(Request::Login("the Kubernetes login"), None, login).await.map(Grant::from)

@@ -9,14 +9,14 @@ mod sigv4;
 mod token;
 mod userpass;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use vaultrs::api::AuthInfo;
-use zeroize::Zeroizing;
 
 use crate::secret::{Secret, SecretText};
 
+use super::super::credential;
 use super::super::settings::{self, VaultAuth};
 use super::super::source::{BoxFuture, FailureKind, FetchError};
 use super::transport::Transport;
@@ -86,7 +86,7 @@ impl Credential {
     async fn read(&self) -> Result<Secret, FetchError> {
         match self {
             Self::Inline(secret) => Ok(Secret::copy_from(secret.expose())),
-            Self::File(path) => credential_in(path).await,
+            Self::File(path) => credential::in_file(path).await,
         }
     }
 }
@@ -101,29 +101,3 @@ pub(super) fn literal(text: &SecretText) -> Result<Secret, String> {
 fn text_of<'a>(credential: &'a Secret, what: &str) -> Result<&'a str, FetchError> {
     credential.expose_str().ok_or_else(|| FetchError::new(FailureKind::Login, format!("{what} is not text")))
 }
-
-/// Reads a credential of one line from a file of at most 64 KiB.
-async fn credential_in(path: &Path) -> Result<Secret, FetchError> {
-    let text = file_of_credentials(path).await?;
-    let credential = text.trim_ascii();
-    if credential.is_empty() {
-        return Err(unreadable(path, "it is empty"));
-    }
-    Ok(Secret::copy_from(credential))
-}
-
-/// Reads a file of at most 64 KiB.
-async fn file_of_credentials(path: &Path) -> Result<Zeroizing<Vec<u8>>, FetchError> {
-    let failed = |error: std::io::Error| unreadable(path, &error.to_string());
-    let facts = tokio::fs::metadata(path).await.map_err(failed)?;
-    if !facts.is_file() || facts.len() > LARGEST_CREDENTIAL {
-        return Err(unreadable(path, &format!("it is not a regular file of at most {LARGEST_CREDENTIAL} bytes")));
-    }
-    Ok(Zeroizing::new(tokio::fs::read(path).await.map_err(failed)?))
-}
-
-fn unreadable(path: &Path, reason: &str) -> FetchError {
-    FetchError::new(FailureKind::Login, format!("cannot read {}: {reason}", path.display()))
-}
-
-const LARGEST_CREDENTIAL: u64 = 64 * 1024;

@@ -29,7 +29,7 @@ impl Token {
     async fn check(&self, transport: &Transport) -> Result<Grant, FetchError> {
         let token = match &self.0 {
             Origin::Fixed(token) => Secret::copy_from(token.expose()),
-            Origin::File(path) => super::credential_in(path).await?,
+            Origin::File(path) => super::credential::in_file(path).await?,
         };
         let facts = transport.call(Request::LookupSelf, Some(&token), vaultrs::token::lookup_self).await?;
         let ttl = (facts.ttl > 0).then(|| Duration::from_secs(facts.ttl));

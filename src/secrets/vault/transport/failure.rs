@@ -2,13 +2,13 @@
 //!
 //! The server's own words are taken only from the `errors` list of its JSON, one line, shortened; a body that is not that is never quoted.
 
-use std::error::Error;
 use std::io;
 use std::time::Duration;
 
 use http::HeaderValue;
 use serde::Deserialize;
 
+use super::super::super::causes::{in_chain, innermost, shortened};
 use super::super::super::schedule;
 use super::super::super::source::{FailureKind, FetchError};
 use super::Transport;
@@ -167,7 +167,7 @@ impl Transport {
         } else if error.is_timeout() {
             format!("the server at {server} did not answer {} within {} s", request.what(), self.timeout.as_secs_f32())
         } else {
-            format!("no answer from the server at {server}: {}", innermost(error))
+            format!("no answer from the server at {server}: {}", shortened(&innermost(error)))
         };
         FetchError::new(FailureKind::Unreachable, message)
     }
@@ -191,35 +191,6 @@ fn tls_words(error: &rustls::Error) -> String {
     }
 }
 
-/// The first cause of type `T`, also where an `io::Error` is wrapped around it.
-fn in_chain<T: Error + 'static>(error: &reqwest::Error) -> Option<&T> {
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(found) = error.downcast_ref::<T>() {
-            return Some(found);
-        }
-        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        cause = match wrapped {
-            Some(inner) => Some(inner as &(dyn Error + 'static)),
-            None => error.source(),
-        };
-    }
-    None
-}
-
-fn innermost(error: &reqwest::Error) -> String {
-    let mut cause: &dyn Error = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    shortened(&cause.to_string())
-}
-
 fn in_quotes(errors: &[String]) -> String {
     errors.first().map(|error| format!(" ({})", shortened(error))).unwrap_or_default()
-}
-
-/// One line of at most 200 characters.
-fn shortened(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ").chars().filter(|c| !c.is_control()).take(200).collect()
 }

@@ -1,5 +1,4 @@
-//! Requests to one server, bounded in number, time and size; and every way that they fail, in words. `trust` is whom it trusts and what it
-//! shows of itself, `destination` where it connects to.
+//! Requests to one server, bounded in number, time and size; and every way that they fail, in words.
 //!
 //! Login, lookup and renewal go through vaultrs, over this module's own HTTP client; reads are made here, because vaultrs gives no
 //! bound on a body and drops the lease. The HTTP client lives for half a second and then makes way for a new one: an HTTP/1.1
