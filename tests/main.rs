@@ -7,6 +7,7 @@ mod architecture;
 mod auth;
 mod aws;
 mod aws_login;
+mod bridge;
 mod cache;
 mod directory;
 mod examples;

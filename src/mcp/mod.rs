@@ -7,6 +7,7 @@
 //! This domain must not know where secrets, audit events and metrics come from or go to: `ports` and a meter are handed in.
 
 mod answer;
+mod bridge;
 mod call;
 pub mod connect;
 mod credentials;
@@ -17,6 +18,7 @@ mod leaks;
 mod lines;
 mod listener;
 mod mask;
+mod members;
 mod message;
 mod metrics;
 mod policy;

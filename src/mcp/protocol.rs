@@ -13,6 +13,9 @@ pub const LEGACY: [&str; 4] = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-1
 pub const META_VERSION: &str = "io.modelcontextprotocol/protocolVersion";
 pub const META_CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
 pub const META_SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
+pub const META_CLIENT: &str = "io.modelcontextprotocol/clientInfo";
+pub const META_SERVER: &str = "io.modelcontextprotocol/serverInfo";
+pub const META_LEVEL: &str = "io.modelcontextprotocol/logLevel";
 
 /// Which of the two protocols a peer speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,8 +21,8 @@ pub struct Service {
     state: watch::Sender<ServiceState>,
     /// `None` for a stdio upstream.
     http: ArcSwapOption<HttpClients>,
-    /// What the upstream was found to speak; only the aggregate needs to know.
-    era: AtomicU8,
+    /// What the upstream was found to speak: two bits for each era, the higher one if it is known.
+    eras: AtomicU8,
     sessions: AtomicUsize,
     restarts: AtomicU64,
     run: Mutex<Run>,
@@ -54,7 +54,7 @@ impl Service {
             name: name.into(),
             state: watch::Sender::new(state),
             http: ArcSwapOption::new(http),
-            era: AtomicU8::new(0),
+            eras: AtomicU8::new(0),
             sessions: AtomicUsize::new(0),
             restarts: AtomicU64::new(0),
             run: Mutex::default(),
@@ -72,7 +72,7 @@ impl Service {
     /// Takes new settings; `http` was built from them.
     pub fn change(&self, settings: ServiceSettings, http: Option<Arc<HttpClients>>) {
         self.http.store(http);
-        self.era.store(0, Ordering::Relaxed);
+        self.forget_eras();
         self.state.send_modify(|state| {
             state.settings = Arc::new(settings);
             state.revision += 1;
@@ -112,16 +112,22 @@ impl Service {
         self.http.load_full()
     }
 
-    pub fn era(&self) -> Option<Era> {
-        match self.era.load(Ordering::Relaxed) {
-            1 => Some(Era::Legacy),
-            2 => Some(Era::Modern),
-            _ => None,
-        }
+    /// Whether the upstream speaks an era, if that is known.
+    pub fn speaks(&self, era: Era) -> Option<bool> {
+        let known = self.eras.load(Ordering::Relaxed) >> shift(era);
+        (known & 2 != 0).then_some(known & 1 != 0)
     }
 
-    pub fn remember_era(&self, era: Era) {
-        self.era.store(if era == Era::Legacy { 1 } else { 2 }, Ordering::Relaxed);
+    pub fn found(&self, era: Era, speaks: bool) {
+        let found = (2 | u8::from(speaks)) << shift(era);
+        let replaced = |known: u8| Some(known & !(3 << shift(era)) | found);
+        // The closure always gives a value.
+        let _ = self.eras.fetch_update(Ordering::Relaxed, Ordering::Relaxed, replaced);
+    }
+
+    /// The upstream may be another one next time.
+    pub fn forget_eras(&self) {
+        self.eras.store(0, Ordering::Relaxed);
     }
 
     pub fn works(&self) {
@@ -132,6 +138,7 @@ impl Service {
     }
 
     pub fn failed(&self, failure: &Failure) {
+        self.forget_eras();
         tracing::warn!(service = &*self.name, kind = failure.kind, reason = failure.message, "the upstream failed");
         self.run().failure = Some((SystemTime::now(), failure.message.clone()));
     }
@@ -160,6 +167,10 @@ impl Service {
     fn run(&self) -> MutexGuard<'_, Run> {
         self.run.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn shift(era: Era) -> u8 {
+    if era == Era::Legacy { 0 } else { 2 }
 }
 
 /// The clients that the settings need; `None` for a stdio upstream.

@@ -80,6 +80,8 @@ pub struct Limits {
     pub max_sessions: usize,
     /// An HTTP client's session that nothing is asked of for so long ends.
     pub idle_timeout: Duration,
+    /// How long a client may take to answer what a service asks of it (sampling, elicitation, roots).
+    pub input_timeout: Duration,
     /// What one HTTP session keeps of its streams, to send again.
     pub replay_bytes: usize,
     /// How long a shutdown waits for answers that are under way.
@@ -96,6 +98,7 @@ impl Limits {
             max_in_flight: 3,
             max_sessions: 4,
             idle_timeout: Duration::from_secs(60),
+            input_timeout: Duration::from_secs(60),
             replay_bytes: 4096,
             drain: Duration::from_secs(1),
         }

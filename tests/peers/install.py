@@ -225,9 +225,11 @@ def describe_base(folder: Path) -> dict:
         "mcp_python_server": [python, str(PINS / "servers" / "python_server.py")],
         "mcp_typescript_server": [*node, str(scripts / "servers" / "typescript_server.mjs")],
         "mcp_modern_server": [*node, str(scripts / "servers" / "modern_server.mjs")],
+        "mcp_features_server": [*node, str(scripts / "servers" / "features_server.mjs")],
         "mcp_python_client": [python, str(PINS / "clients" / "python_client.py")],
         "mcp_typescript_client": [*node, str(scripts / "clients" / "typescript_client.mjs")],
         "mcp_modern_client": [*node, str(scripts / "clients" / "modern_client.mjs")],
+        "mcp_features_client": [*node, str(scripts / "clients" / "features_client.mjs")],
     }
 
 

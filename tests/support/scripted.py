@@ -45,6 +45,10 @@ def answer(message):
             info = {"name": "scripted", "version": "1"}
             version = params["protocolVersion"]
             send({"id": request, "result": {"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": info}})
+        case "server/discover":
+            meta = {"io.modelcontextprotocol/serverInfo": {"name": "scripted", "version": "1"}}
+            found = {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {"listChanged": True}}, "_meta": meta}
+            send({"id": request, "result": {"resultType": "complete", "ttlMs": 0, "cacheScope": "private", **found}})
         case "tools/call":
             threading.Thread(target=call, args=(request, params), daemon=True).start()
         case "subscriptions/listen":

@@ -82,6 +82,7 @@ pub fn limits(raw: &RawLimits, drain: Duration) -> Limits {
         max_in_flight: raw.max_in_flight.unwrap_or(256) as usize,
         max_sessions: raw.max_sessions.unwrap_or(256) as usize,
         idle_timeout: raw.idle_timeout.as_ref().map_or(seconds(1800), |timeout| timeout.0),
+        input_timeout: raw.input_timeout.as_ref().map_or(seconds(600), |timeout| timeout.0),
         replay_bytes: raw.replay_kb.unwrap_or(1024) as usize * 1024,
         drain,
     }

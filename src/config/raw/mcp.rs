@@ -97,6 +97,8 @@ pub struct RawLimits {
     pub max_sessions: Option<u32>,
     /// A session of an HTTP client of which nothing is asked for so long, and that has no stream open, ends. Default: `30m`.
     pub idle_timeout: Option<RawDuration>,
+    /// How long a client may take to answer what a service asks of it while it works on a request: sampling, elicitation, roots. Default: `10m`.
+    pub input_timeout: Option<RawDuration>,
     /// What one HTTP session keeps of its streams for clients that come back with `Last-Event-ID`. Default: 1024.
     #[schemars(range(min = 0, max = 65536))]
     pub replay_kb: Option<u32>,

@@ -75,7 +75,6 @@ enum Open {
     /// With a service; the answer comes under the same id.
     Routed {
         service: String,
-        method: &'static str,
         id: Box<str>,
     },
     Listing {
@@ -193,7 +192,7 @@ impl Router {
             let far = Lines::new(reader, writer, limit);
             sessions.spawn(Session::new(surroundings(shared, service.clone()), far, *peer).run());
             let (reader, writer) = tokio::io::split(near);
-            Branch::new(service.clone(), Lines::new(reader, writer, limit))
+            Branch::new(Lines::new(reader, writer, limit))
         })
     }
 
@@ -209,7 +208,7 @@ impl Router {
             Open::Routed { .. } | Open::Searching { .. } => None,
         });
         let absent = self.absent.values().map(|absent| absent.again);
-        lists.chain(absent).chain(self.branches.values().filter_map(Branch::deadline)).min()
+        lists.chain(absent).min()
     }
 
     async fn finish(mut self) {

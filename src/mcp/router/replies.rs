@@ -1,17 +1,12 @@
 //! What comes back from the services of an aggregate.
 
-use std::borrow::Cow;
-use std::collections::HashMap;
-
-use serde_json::value::RawValue;
-
-use super::branch::{Ask, Greeted};
+use super::branch::Ask;
 use super::lists::Page;
 use super::{Open, Own, Router, revisions};
 use crate::mcp::answer;
 use crate::mcp::call::{Call, Ending};
 use crate::mcp::message::{Answer, AnswerBody, Field, IdKey, Message, Request, parse};
-use crate::mcp::protocol::{CANCELLED, Era, PING, RESOURCES_READ, code};
+use crate::mcp::protocol::{CANCELLED, Era, PING, code};
 use crate::mcp::splice;
 use crate::mcp::upstream::Failure;
 
@@ -41,14 +36,9 @@ impl Router {
         }
     }
 
-    /// Lists whose time is over, and greetings that nobody answers.
+    /// Lists whose time is over.
     pub(super) fn expire(&mut self) {
         let now = tokio::time::Instant::now();
-        let late = self.branches.iter().filter(|(_, branch)| branch.deadline().is_some_and(|deadline| deadline <= now));
-        let late: Vec<String> = late.map(|(service, _)| service.clone()).collect();
-        for service in late {
-            self.greeted(&service, None, "it does not answer");
-        }
         self.ask_absent();
         let mut due = Vec::new();
         for (key, open) in &mut self.open {
@@ -124,32 +114,16 @@ impl Router {
         match self.own.remove(key) {
             Some(Own::Page { open, service }) => self.on_page(&open, &service, answer, result),
             Some(Own::Again { service }) => self.on_again(&service, &answer.body),
-            Some(Own::Search { open, service }) => self.on_search(&open, &service, answer, line, result),
-            None => self.on_routed(service, key, line, result),
+            Some(Own::Search { open, .. }) => self.on_search(&open, answer, line, result),
+            None => self.on_routed(key, line),
         }
     }
 
-    fn on_routed(&mut self, service: &str, key: &IdKey, line: &str, result: Option<Field<'_>>) {
+    fn on_routed(&mut self, key: &IdKey, line: &str) {
         // Whoever cancelled does not want the answer any more.
-        let Some(Open::Routed { method, .. }) = self.open.remove(key) else { return };
-        self.client.push(self.for_client(service, method, line, result).as_bytes());
-    }
-
-    /// A modern client expects members that a legacy service does not send.
-    fn for_client<'l>(&self, service: &str, method: &str, line: &'l str, result: Option<Field<'_>>) -> Cow<'l, str> {
-        let speaks_legacy = self.branches.get(service).is_some_and(|branch| branch.era() == Some(Era::Legacy));
-        let (Some(Era::Modern), true, Some(result)) = (self.era, speaks_legacy, result) else {
-            return Cow::Borrowed(line);
-        };
-        let Ok(found) = serde_json::from_str::<HashMap<Cow<'_, str>, &RawValue>>(result.raw()) else {
-            return Cow::Borrowed(line);
-        };
-        let members: &[(&str, &str)] = match method {
-            RESOURCES_READ => &[("resultType", "\"complete\""), ("ttlMs", "0"), ("cacheScope", "\"private\"")],
-            _ => &[("resultType", "\"complete\"")],
-        };
-        let extended = splice::add_members(result.raw(), members, |key| found.contains_key(key));
-        extended.and_then(|extended| splice::replace(line, result, &extended)).map_or(Cow::Borrowed(line), Cow::Owned)
+        if let Some(Open::Routed { .. }) = self.open.remove(key) {
+            self.client.push(line.as_bytes());
+        }
     }
 
     fn on_page(&mut self, open: &IdKey, service: &str, answer: &Answer<'_>, result: Option<Field<'_>>) {
@@ -182,18 +156,12 @@ impl Router {
         }
     }
 
-    fn on_search(&mut self, open: &IdKey, service: &str, answer: &Answer<'_>, line: &str, result: Option<Field<'_>>) {
+    fn on_search(&mut self, open: &IdKey, answer: &Answer<'_>, line: &str, result: Option<Field<'_>>) {
         if result.is_none() {
             return self.search_on(open, Some(line));
         }
         let Some(Open::Searching { call, .. }) = self.open.remove(open) else { return };
-        let line = self.for_client(service, RESOURCES_READ, line, result);
-        // The line may be another one now, with its id elsewhere.
-        let id = match parse(line.as_bytes()) {
-            Ok(Message::Answer(answer)) => answer.id,
-            _ => answer.id,
-        };
-        if let Some(line) = splice::replace(&line, id, &call.id) {
+        if let Some(line) = splice::replace(line, answer.id, &call.id) {
             self.settle(&call, &Ending::Answered { tool_error: false }, line.into_bytes());
         }
     }
@@ -210,12 +178,10 @@ impl Router {
     }
 
     fn greeted(&mut self, service: &str, result: Option<&str>, problem: &str) {
-        let next = self.next_id();
         let shared = self.shared.clone();
         let Some(branch) = self.branches.get_mut(service) else { return };
-        if let Greeted::Failed(unsent) = branch.greeted(result, &shared.identity, || next) {
-            self.unsent_failed(service, unsent, problem);
-        }
+        let unsent = branch.greeted(result, &shared.identity);
+        self.unsent_failed(service, unsent, problem);
     }
 
     /// Requests that never went to their service, so that nobody else records and answers them.

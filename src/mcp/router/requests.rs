@@ -17,7 +17,7 @@ use crate::mcp::message::{Field, IdKey, Message, Notification, Refusal, Request,
 use crate::mcp::policy::{Decision, decide};
 use crate::mcp::protocol::{
     CANCELLED, DISCOVER, Era, INITIALIZE, LEGACY, MODERN, PING, PROMPTS_GET, RESOURCES_READ, SUBSCRIBE, TOOLS_CALL,
-    UNSUBSCRIBE, code, method_label,
+    UNSUBSCRIBE, code,
 };
 use crate::mcp::registry::Registry;
 use crate::mcp::service::Service;
@@ -173,11 +173,7 @@ impl Router {
     }
 
     fn route(&mut self, request: &Request<'_>, line: String, service: &Arc<Service>, era: Era) {
-        let routed = Open::Routed {
-            service: service.name.to_string(),
-            method: method_label(&request.method),
-            id: request.id.raw().into(),
-        };
+        let routed = Open::Routed { service: service.name.to_string(), id: request.id.raw().into() };
         self.open.insert(request.key.clone(), routed);
         self.submit(request.key.clone(), Ask::Line(line.into_bytes()), service, era);
     }

@@ -65,6 +65,14 @@ impl Ledger {
         self.calls.insert(key, Entry { call, deadline });
     }
 
+    /// Gives a call more time, from now on.
+    pub fn extend(&mut self, key: &IdKey, by: Duration) {
+        if let Some(deadline) = self.calls.get_mut(key).and_then(|entry| entry.deadline.as_mut()) {
+            // The alarm rings too early once, and is then set for the next deadline.
+            *deadline = (*deadline).max(Instant::now() + by);
+        }
+    }
+
     /// Takes a call out and records its end. `None`: there is no such call. On `Err` the client must get an error.
     pub fn settle(
         &mut self,

@@ -9,10 +9,12 @@
 //! recorded before its answer is queued; the client is not read while the upstream has no room, nor the upstream while the client
 //! has none.
 
+mod bridged;
 mod ledger;
 mod traffic;
 
 use std::collections::HashSet;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,9 +22,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use self::ledger::Ledger;
+use super::bridge::Bridge;
 use super::call::Peer;
 use super::lines::{Lines, Progress};
 use super::message::IdKey;
@@ -64,6 +67,8 @@ pub struct Session<R, W> {
     settings: Arc<ServiceSettings>,
     client: Lines<R, W>,
     ledger: Ledger,
+    /// Stands between the client's era and the upstream's, where they differ.
+    bridge: Bridge,
     upstream: Upstream,
     /// Replaces `upstream` as soon as that is drained.
     next: Option<Upstream>,
@@ -86,12 +91,14 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         let state = around.service.watch();
         let now = state.borrow().clone();
         let ledger = Ledger::new(around.recorder.clone(), around.service.name.clone(), peer);
+        let bridge = Bridge::new(around.service.clone(), around.limits.input_timeout);
         let mut upstream = Upstream::new(&around, &now.settings);
         upstream.begin(Inheritance::default());
         Self {
             settings: now.settings,
             client,
             ledger,
+            bridge,
             upstream,
             next: None,
             closing_upstreams: JoinSet::new(),
@@ -124,6 +131,10 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
                     Err(_) => self.closing = true,
                 },
                 () = self.ledger.alarm() => self.expire(),
+                () = until(self.bridge.deadline()) => {
+                    self.bridge.expire();
+                    self.take_steps();
+                }
                 Some(_) = self.closing_upstreams.join_next() => {}
                 () = sleep(GONE_CHECK), if !read_client => {
                     self.client_reads = !self.client.writer().is_gone(!self.client_writes);
@@ -211,6 +222,13 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         }
         while closing_upstreams.join_next().await.is_some() {}
         around.recorder.metrics.session_closed(&around.service.name, version, started.elapsed());
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
     }
 }
 

@@ -1,9 +1,10 @@
 //! What a session does with each message: client to upstream, upstream to client, and what never arrives.
 
-use serde_json::json;
-use tokio::io::AsyncRead;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use serde_json::json;
+use tokio::io::AsyncRead;
 
 use super::{ClientWriter, Session};
 use crate::mcp::answer;
@@ -54,13 +55,15 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
                 self.around.recorder.metrics.bytes(&self.around.service.name, Direction::FromUpstream, count);
             }
             Event::Lost { keys, failure, versions, gone } => {
-                for key in keys {
+                let lost: Vec<IdKey> = keys.into_iter().flat_map(|key| self.bridge.lost(key, &failure)).collect();
+                self.take_steps();
+                for key in lost {
                     let settled = self.ledger.settle(&key, versions.clone(), &Ending::Failed(&failure));
                     if let Some((call, recorded)) = settled {
                         self.answer_failure(&call, recorded, failure.code, &failure.message, failure.kind);
                     }
                 }
-                if gone == Gone::Yes {
+                if gone == Gone::Yes && !self.bridge.asks_itself() {
                     self.cancel_asked();
                 }
             }
@@ -70,7 +73,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     /// Requests whose time is over: an error for the client, a cancellation for the upstream.
     pub(super) fn expire(&mut self) {
         for key in self.ledger.overdue() {
-            let versions = self.upstream.versions_for(&key);
+            let versions = self.versions_for(&key);
             self.withdraw(&key, None);
             if let Some((call, recorded)) = self.ledger.settle(&key, versions, &Ending::TimedOut) {
                 let timeout = self.settings.timeout;
@@ -90,7 +93,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     /// The client is gone: nobody will read an answer.
     pub(super) fn record_the_rest(&mut self) {
         for key in self.ledger.keys() {
-            let versions = self.upstream.versions_for(&key);
+            let versions = self.versions_for(&key);
             if let Some((_, Err(error))) = self.ledger.settle(&key, versions, &Ending::ClientGone) {
                 tracing::error!(%error, service = &*self.around.service.name, "an unanswered request could not be audited");
             }
@@ -102,7 +105,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         let failure =
             Failure::new(&self.around.service.name, "closing", "closing: mcpeg stops, or the service was removed");
         for key in self.ledger.keys() {
-            let versions = self.upstream.versions_for(&key);
+            let versions = self.versions_for(&key);
             if let Some((call, recorded)) = self.ledger.settle(&key, versions, &Ending::Failed(&failure)) {
                 self.answer_failure(&call, recorded, failure.code, &failure.message, failure.kind);
             }
@@ -118,8 +121,12 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             Ok(Message::Notification(notification)) => self.on_notification(&notification, line),
             Ok(Message::Answer(answer)) => {
                 // An answer that nobody waits for, because the upstream that asked is gone, must not reach its successor.
-                if answer.key.is_some_and(|key| self.asked.remove(&key)) {
-                    self.upstream.send(Outgoing::answer(line.clone()));
+                if answer.key.as_ref().is_some_and(|key| self.asked.remove(key)) {
+                    if self.bridge.client_answer(&answer) {
+                        self.take_steps();
+                    } else {
+                        self.upstream.send(Outgoing::answer(line.clone()));
+                    }
                 }
             }
             Err(refusal) => self.refuse(id_of_refused(line), &refusal, "invalid_request"),
@@ -140,6 +147,10 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         }
         call.sent();
         let timeout = (request.method != LISTEN).then_some(self.settings.timeout);
+        if self.bridge.request(request, line) {
+            self.ledger.enter(request.key.clone(), call, timeout);
+            return self.take_steps();
+        }
         let hints = matches!(self.target(), Upstream::Http(_));
         let outgoing = Outgoing::request(request, line.clone(), hints, call.span.onward.as_deref());
         self.ledger.enter(request.key.clone(), call, timeout);
@@ -148,6 +159,9 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
 
     fn on_notification(&mut self, notification: &Notification<'_>, line: &Bytes) {
         if notification.method != CANCELLED {
+            if self.bridge.notification(notification, line) {
+                return self.take_steps();
+            }
             let hints = matches!(self.target(), Upstream::Http(_));
             let outgoing = Outgoing::notification(notification, line.clone(), hints);
             self.target().send(outgoing);
@@ -158,7 +172,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         if self.ledger.get(&key).is_none_or(|call| call.method == INITIALIZE) {
             return;
         }
-        let versions = self.upstream.versions_for(&key);
+        let versions = self.versions_for(&key);
         self.withdraw(&key, Some(line.clone()));
         if let Some((_, Err(error))) = self.ledger.settle(&key, versions, &Ending::Cancelled) {
             tracing::error!(%error, service = &*self.around.service.name, "a cancelled request could not be audited");
@@ -168,6 +182,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     fn on_upstream_line(&mut self, line: &Bytes) {
         match parse(line) {
             Ok(Message::Answer(answer)) => self.on_answer(&answer, line),
+            Ok(Message::Request(request)) if self.bridge.upstream_request(&request, line) => self.take_steps(),
             Ok(Message::Request(request)) => {
                 if self.asked.len() >= self.around.limits.max_in_flight {
                     let refusal = "the client has too many requests of this server to answer already";
@@ -187,6 +202,9 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
                 {
                     self.asked.remove(&key);
                 }
+                if self.bridge.upstream_notification(&notification, line) {
+                    return self.take_steps();
+                }
                 self.pass(line, Within::Notification);
             }
             Err(refusal) => self.on_unreadable(&refusal, line),
@@ -202,8 +220,12 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             Failure::new(service, "bad_answer", format_args!("the server's answer cannot be read: {refusal}"));
         let versions = self.upstream.versions_for(&key);
         self.upstream.answered(&key, None);
-        if let Some((call, recorded)) = self.ledger.settle(&key, versions, &Ending::Failed(&failure)) {
-            self.answer_failure(&call, recorded, failure.code, &failure.message, failure.kind);
+        let lost = self.bridge.lost(key, &failure);
+        self.take_steps();
+        for key in lost {
+            if let Some((call, recorded)) = self.ledger.settle(&key, versions.clone(), &Ending::Failed(&failure)) {
+                self.answer_failure(&call, recorded, failure.code, &failure.message, failure.kind);
+            }
         }
     }
 
@@ -212,14 +234,29 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             self.pass(line, Within::Answer);
             return;
         };
+        let result = match answer.body {
+            AnswerBody::Result { raw, .. } => Some(raw.raw()),
+            AnswerBody::Error { .. } => None,
+        };
+        let versions = self.upstream.versions_for(key);
+        self.upstream.answered(key, result);
+        if self.bridge.answer(answer, line) {
+            return self.take_steps_with(&versions);
+        }
+        // It has told the bridge that nothing is to be translated, or that something else has to be said first.
+        self.take_steps();
+        self.settle_answer(answer, line, versions);
+    }
+
+    /// The client gets an answer, as it is or as the bridge has written it.
+    pub(super) fn settle_answer(&mut self, answer: &Answer<'_>, line: &Bytes, versions: Arc<[String]>) {
+        let Some(key) = &answer.key else { return };
         let (ending, result) = match answer.body {
             AnswerBody::Result { raw, tool_error } => (Ending::Answered { tool_error }, Some(raw.raw())),
             AnswerBody::Error { code, .. } => (Ending::ErrorAnswer { code }, None),
         };
         let checked = self.around.leaks.check(line, Some(answer.id));
         let ending = if matches!(checked, Checked::Blocked(_)) { Ending::Denied { kind: LEAK } } else { ending };
-        let versions = self.upstream.versions_for(key);
-        self.upstream.answered(key, result);
         // Whoever has waited no longer has got an error already.
         let Some((call, recorded)) = self.ledger.settle(key, versions, &ending) else { return };
         if call.method == INITIALIZE {
@@ -237,7 +274,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     }
 
     /// Passes on what is no answer to a request, or what is left of it. False when the client does not get it.
-    fn pass(&mut self, line: &[u8], within: Within) -> bool {
+    pub(super) fn pass(&mut self, line: &[u8], within: Within) -> bool {
         let checked = self.around.leaks.check(line, None);
         if let Err(error) = self.record_leak(&checked, within, None) {
             tracing::error!(%error, service = &*self.around.service.name, "a message with a secret in it is withheld");
@@ -271,6 +308,9 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
 
     /// Tells whichever upstream has the request that its answer is not awaited any more.
     fn withdraw(&mut self, key: &IdKey, notice: Option<Bytes>) {
+        if self.bridge.withdraw(key) {
+            return self.take_steps();
+        }
         if let Some(next) = &mut self.next {
             next.cancel(key, None);
         }

@@ -1,0 +1,83 @@
+//! What a session does with what its bridge says: messages that stand in the place of others, in either direction.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::io::AsyncRead;
+
+use super::{ClientWriter, Session};
+use crate::mcp::answer;
+use crate::mcp::bridge::Step;
+use crate::mcp::leaks::Within;
+use crate::mcp::message::{IdKey, Message, parse};
+use crate::mcp::protocol::code;
+use crate::mcp::upstream::Upstream;
+use crate::mcp::upstream::outgoing::Outgoing;
+
+impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
+    /// The versions of the secrets with which a request of the client was sent on.
+    pub(super) fn versions_for(&self, key: &IdKey) -> Arc<[String]> {
+        self.upstream.versions_for(&self.bridge.towards_upstream(key))
+    }
+
+    pub(super) fn take_steps(&mut self) {
+        self.take_steps_with(&Arc::default());
+    }
+
+    /// `versions`: of the secrets with which the answer was got from which the steps come.
+    pub(super) fn take_steps_with(&mut self, versions: &Arc<[String]>) {
+        for step in self.bridge.steps() {
+            match step {
+                Step::Send { line, cause } => self.send_step(&line.into(), cause.as_ref()),
+                Step::Give(line) => self.give_step(&line.into(), versions),
+                Step::Withdraw(key) => {
+                    if let Some(next) = &mut self.next {
+                        next.cancel(&key, None);
+                    }
+                    self.upstream.cancel(&key, None);
+                }
+                Step::Extend(key) => self.ledger.extend(&key, self.around.limits.input_timeout),
+            }
+        }
+    }
+
+    fn send_step(&mut self, line: &Bytes, cause: Option<&IdKey>) {
+        let hints = matches!(self.target(), Upstream::Http(_));
+        let outgoing = match parse(line) {
+            Ok(Message::Request(request)) => {
+                let traceparent = cause.and_then(|cause| self.ledger.get(cause)?.span.onward.clone());
+                Outgoing::request(&request, line.clone(), hints, traceparent.as_deref())
+            }
+            Ok(Message::Notification(notification)) => Outgoing::notification(&notification, line.clone(), hints),
+            // It is for the upstream that has asked, which is the present one.
+            Ok(Message::Answer(_)) => return self.upstream.send(Outgoing::answer(line.clone())),
+            Err(refusal) => return tracing::error!(%refusal, "a message of the bridge is none"),
+        };
+        self.target().send(outgoing);
+    }
+
+    fn give_step(&mut self, line: &Bytes, versions: &Arc<[String]>) {
+        match parse(line) {
+            Ok(Message::Answer(answer)) => self.settle_answer(&answer, line, versions.clone()),
+            Ok(Message::Request(request)) => {
+                if self.asked.len() < self.around.limits.max_in_flight && self.pass(line, Within::Request) {
+                    self.asked.insert(request.key);
+                } else {
+                    self.not_asked(request.id.raw());
+                }
+            }
+            Ok(Message::Notification(_)) => drop(self.pass(line, Within::Notification)),
+            Err(refusal) => tracing::error!(%refusal, "a message of the bridge is none"),
+        }
+    }
+
+    /// A question of the bridge does not reach the client: it is answered in its place.
+    fn not_asked(&mut self, id: &str) {
+        let message = "the client is not asked: it has too many questions to answer, or this one holds a secret";
+        let line = answer::error(Some(crate::mcp::message::Field(id)), code::TOO_MANY, message, None);
+        if let Ok(Message::Answer(answer)) = parse(&line) {
+            self.bridge.client_answer(&answer);
+            self.take_steps();
+        }
+    }
+}
