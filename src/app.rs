@@ -169,6 +169,7 @@ fn surface(
         reload: reloader.clone(),
         secrets: Arc::new(secrets.clone()),
         control: Arc::new(secrets.clone()),
+        audit: Arc::new(telemetry.clone()),
         readiness: Arc::new(move || match readiness.get() {
             Some(parts) => parts.iter().map(|(name, readiness)| ((*name).to_owned(), readiness.state())).collect(),
             None => vec![("mcpeg".to_owned(), ReadyState::Starting)],

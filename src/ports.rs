@@ -5,12 +5,14 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use serde::Serialize;
+use serde_json::value::RawValue;
 use tokio::sync::watch;
 
 use crate::secret::{Secret, SecretVersion};
@@ -168,6 +170,25 @@ pub trait AuditLog: Send + Sync {
 #[error("the audit event could not be written: {reason}")]
 pub struct AuditRefused {
     pub reason: String,
+}
+
+/// Reads the audit trail back. Implemented by telemetry, used by the admin socket.
+pub trait AuditReader: Send + Sync {
+    /// The newest records, at most `most`, oldest first. The reason why not, in words.
+    fn tail(&self, most: usize) -> Result<AuditTail, String>;
+}
+
+/// Where the audit trail stands, and its end.
+#[derive(Debug, Clone, Serialize)]
+pub struct AuditTail {
+    /// `None`: there is no audit file, and no records can be read back.
+    pub path: Option<PathBuf>,
+    /// The number of the last event.
+    pub seq: u64,
+    /// The hash of the last record.
+    pub hash: Option<String>,
+    /// As they stand in the file.
+    pub records: Vec<Box<RawValue>>,
 }
 
 /// One fact for the record. It names things and versions; it never holds a secret, an argument or a result.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::disallowed_types)]
 
 mod architecture;
+mod audit;
 mod auth;
 mod aws;
 mod aws_login;

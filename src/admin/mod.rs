@@ -26,7 +26,7 @@ use tracing::error;
 
 use crate::lifecycle::{Part, Readiness, ReadyState, Stage};
 use crate::local_socket::SocketError;
-use crate::ports::{MetricsText, Reload, SecretControl, SecretReader, StatusReport};
+use crate::ports::{AuditReader, MetricsText, Reload, SecretControl, SecretReader, StatusReport};
 
 use bind::Listeners;
 use metrics::AdminMetrics;
@@ -42,6 +42,7 @@ pub struct Surface {
     pub secrets: Arc<dyn SecretReader>,
     /// What is known of the secrets, and a fetch out of turn.
     pub control: Arc<dyn SecretControl>,
+    pub audit: Arc<dyn AuditReader>,
     /// Every part and whether it serves.
     pub readiness: Arc<dyn Fn() -> Vec<(String, ReadyState)> + Send + Sync>,
     pub name: String,

@@ -8,6 +8,7 @@
 //! | `GET /v1/status` | JSON: the process, conditions, and each report under its section |
 //! | `GET /v1/secrets` | JSON: `secrets`, a list of names, versions, ages and the time to the next question; never a value |
 //! | `POST /v1/secrets/ITEM/refresh` | JSON: the version after a fetch; 404, 429 (asked a moment ago), 502 (it failed) or 504 |
+//! | `GET /v1/audit` | JSON: where the audit trail stands, and its newest `records` (`?limit=`, 50 unless told, at most 1000) |
 //! | `POST /v1/reload` | JSON: the outcome; 422 when rejected; 503 when too many wait |
 //!
 //! A request's body is never read. Everything that is not a success and not readiness is `{"error": "..."}`.
@@ -40,6 +41,7 @@ pub enum Route {
     Status,
     Secrets,
     Refresh,
+    Audit,
     Reload,
     Unknown,
 }
@@ -53,6 +55,7 @@ impl Route {
             "/v1/status" => Self::Status,
             "/v1/reload" => Self::Reload,
             "/v1/secrets" => Self::Secrets,
+            "/v1/audit" => Self::Audit,
             path if item_of_refresh(path).is_some() => Self::Refresh,
             _ => Self::Unknown,
         }
@@ -67,6 +70,7 @@ impl Route {
             Self::Status => "/v1/status",
             Self::Secrets => "/v1/secrets",
             Self::Refresh => "/v1/secrets/{item}/refresh",
+            Self::Audit => "/v1/audit",
             Self::Reload => "/v1/reload",
             Self::Unknown => "other",
         }
@@ -104,8 +108,21 @@ pub async fn answer(shared: &Shared, door: Door, request: &Parts) -> Answer {
         Route::Status => json_answer(StatusCode::OK, &status(&shared.surface)),
         Route::Secrets => json_answer(StatusCode::OK, &json!({ "secrets": shared.surface.control.list() })),
         Route::Refresh => refresh(shared, request.uri.path()).await,
+        Route::Audit => audit(shared, request.uri.query().unwrap_or_default()),
         Route::Reload => reload(shared).await,
         Route::Unknown => error(StatusCode::NOT_FOUND, "there is nothing at this path"),
+    }
+}
+
+fn audit(shared: &Shared, query: &str) -> Answer {
+    let limit = query.split('&').find_map(|pair| pair.strip_prefix("limit="));
+    let Ok(limit) = limit.unwrap_or("50").parse::<usize>() else {
+        return error(StatusCode::BAD_REQUEST, "`limit` is not a number");
+    };
+    let tail = shared.surface.audit.tail(limit.min(MOST_RECORDS));
+    match tail.and_then(|tail| serde_json::to_string(&tail).map_err(|error| error.to_string())) {
+        Ok(body) => text(StatusCode::OK, JSON, body + "\n"),
+        Err(reason) => error(StatusCode::INTERNAL_SERVER_ERROR, &reason),
     }
 }
 
@@ -240,6 +257,8 @@ fn text(status: StatusCode, content_type: &'static str, body: String) -> Answer 
     answer
 }
 
+/// Of the audit trail, in one answer.
+const MOST_RECORDS: usize = 1000;
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";

@@ -19,7 +19,8 @@ use tokio::task::JoinSet;
 
 use crate::lifecycle::{Shutdown, ShutdownTrigger};
 use crate::ports::{
-    Condition, ConditionState, RefreshError, Refreshed, ReloadOutcome, SecretControl, SecretSummary, SecretUnavailable,
+    AuditReader, AuditTail, Condition, ConditionState, RefreshError, Refreshed, ReloadOutcome, SecretControl,
+    SecretSummary, SecretUnavailable,
 };
 use crate::secret::{Part as TextPart, Secret, SecretRef, SecretText, SecretVersion};
 
@@ -86,6 +87,14 @@ impl SecretReader for World {
     }
 }
 
+impl AuditReader for World {
+    fn tail(&self, most: usize) -> Result<AuditTail, String> {
+        let record = |seq: usize| serde_json::value::RawValue::from_string(format!("{{\"seq\":{seq}}}")).unwrap();
+        let records = (0..most.min(3)).map(record).collect();
+        Ok(AuditTail { path: Some("audit.log".into()), seq: 3, hash: Some("ab".into()), records })
+    }
+}
+
 impl SecretControl for World {
     fn list(&self) -> Vec<SecretSummary> {
         vec![SecretSummary {
@@ -122,6 +131,7 @@ fn surface(world: &Arc<World>) -> Surface {
         reload: world.clone(),
         secrets: world.clone(),
         control: world.clone(),
+        audit: world.clone(),
         readiness: Arc::new(move || parts.starting.lock().unwrap().clone()),
         name: "mcpeg-test".into(),
         version: "1.2.3".into(),

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage (clap's own), 64 bad configuration.
 
+mod audit;
 mod check;
 mod connect;
 mod control;
@@ -60,6 +61,8 @@ enum Command {
     Reload(control::ReloadArgs),
     /// What the running sidecar knows of its secrets; fetch one now
     Secrets(secrets::SecretsArgs),
+    /// The audit trail: its newest events, and whether it was touched
+    Audit(audit::AuditArgs),
     /// Encrypt a file in place (age), or make a key for that
     Seal(seal::SealArgs),
     /// Open a sealed file in place
@@ -97,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => control::status(&sources, &args),
         Command::Reload(args) => control::reload(&sources, &args),
         Command::Secrets(args) => secrets::secrets(&sources, &args),
+        Command::Audit(args) => audit::audit(&sources, &args),
         Command::Seal(args) => seal::seal(&args),
         Command::Unseal(args) => seal::unseal(&args),
         Command::Schema(args) => {

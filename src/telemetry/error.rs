@@ -10,6 +10,8 @@ pub enum TelemetryError {
     AuditFile { path: PathBuf, operation: &'static str, cause: io::Error },
     #[error("audit file {}: it is {found}, not a file", path.display())]
     AuditFileKind { path: PathBuf, found: &'static str },
+    #[error("log file {}: opening failed: {cause}", path.display())]
+    LogFile { path: PathBuf, cause: io::Error },
     #[error("OTLP endpoint {endpoint}: {reason}")]
     Endpoint { endpoint: String, reason: String },
     #[error("the log cannot be set up: this process already has a tracing subscriber")]

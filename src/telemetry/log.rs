@@ -1,4 +1,4 @@
-//! The process's own log: to standard error, as text for a person or as JSON for a machine.
+//! The process's own log: to standard error and, when asked, to a file (`log_file`), as text for a person or as JSON for a machine.
 //!
 //! Owns the tracing subscriber. One gate decides which events are shown, another which spans are made; both can be changed while the
 //! process runs. With traces off no span passes, so that a span's callsite costs one branch on a static.
@@ -20,7 +20,9 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{Layer, Registry};
 
 use super::error::TelemetryError;
+use super::log_file::{self, LogFile};
 use super::settings::{LogFormat, LogLevel, LogSettings};
+use crate::lifecycle::Part;
 use crate::ports::Redactor;
 
 /// What is shown and how; shared between the subscriber and whoever changes it.
@@ -28,20 +30,46 @@ pub struct LogControl {
     level: AtomicU8,
     json: AtomicBool,
     spans: AtomicBool,
+    /// Whether there is a file; what is in it is the file's own business.
+    filed: AtomicBool,
+    file: Arc<LogFile>,
     redactor: Arc<dyn Redactor>,
 }
 
 impl LogControl {
-    pub fn new(log: &LogSettings, spans: bool, redactor: Arc<dyn Redactor>) -> Arc<Self> {
-        let control =
-            Self { level: AtomicU8::new(0), json: AtomicBool::new(false), spans: AtomicBool::new(false), redactor };
-        control.store(log, spans);
-        Arc::new(control)
+    /// Opens the log's file, if there is to be one.
+    pub fn new(log: &LogSettings, spans: bool, redactor: Arc<dyn Redactor>) -> Result<Arc<Self>, TelemetryError> {
+        let file = Arc::new(LogFile::default());
+        let control = Self {
+            level: AtomicU8::new(0),
+            json: AtomicBool::new(false),
+            spans: AtomicBool::new(false),
+            filed: AtomicBool::new(false),
+            file,
+            redactor,
+        };
+        control.store(log, spans, Self::open(log)?);
+        Ok(Arc::new(control))
+    }
+
+    /// Opens the file that the settings ask for; nothing changes before `change`.
+    pub fn open(log: &LogSettings) -> Result<Option<log_file::Open>, TelemetryError> {
+        log.file.as_ref().map(LogFile::open).transpose()
+    }
+
+    /// What looks after the log's file.
+    pub fn part(&self) -> Part {
+        log_file::part(self.file.clone())
+    }
+
+    /// Lines that could not be written to the file.
+    pub fn lost(&self) -> u64 {
+        self.file.lost()
     }
 
     /// Changes what the subscriber lets through, from the next event on.
-    pub fn change(&self, log: &LogSettings, spans: bool) {
-        self.store(log, spans);
+    pub fn change(&self, log: &LogSettings, spans: bool, file: Option<log_file::Open>) {
+        self.store(log, spans, file);
         // Callsites remember whether anybody wants them; they must ask again.
         tracing::callsite::rebuild_interest_cache();
     }
@@ -67,6 +95,11 @@ impl LogControl {
             .with_writer(writer)
             .with_ansi(colour)
             .with_filter(EventGate(self.clone()));
+        let filed = fmt::layer()
+            .event_format(Lines::new(self.clone(), false))
+            .with_writer(log_file::Lines(self.file.clone()))
+            .with_ansi(false)
+            .with_filter(FileGate(self.clone()));
         let spans = tracing_opentelemetry::layer()
             .with_tracer(tracer)
             .with_location(false)
@@ -74,10 +107,12 @@ impl LogControl {
             .with_target(false)
             .with_tracked_inactivity(false)
             .with_filter(SpanGate(self.clone()));
-        Registry::default().with(lines).with(spans)
+        Registry::default().with(lines).with(filed).with(spans)
     }
 
-    fn store(&self, log: &LogSettings, spans: bool) {
+    fn store(&self, log: &LogSettings, spans: bool, file: Option<log_file::Open>) {
+        self.filed.store(file.is_some(), Ordering::Relaxed);
+        self.file.change(file);
         self.level.store(log.level as u8, Ordering::Relaxed);
         self.json.store(log.format == LogFormat::Json, Ordering::Relaxed);
         self.spans.store(spans, Ordering::Relaxed);
@@ -117,6 +152,29 @@ impl<S> Filter<S> for EventGate {
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
         Some(self.0.level())
+    }
+}
+
+/// Lets the same events into the log's file while there is one.
+struct FileGate(Arc<LogControl>);
+
+impl FileGate {
+    fn passes(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && self.0.filed.load(Ordering::Relaxed) && self.0.shows(metadata)
+    }
+}
+
+impl<S> Filter<S> for FileGate {
+    fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        self.passes(metadata)
+    }
+
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.passes(metadata) { Interest::always() } else { Interest::never() }
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(if self.0.filed.load(Ordering::Relaxed) { self.0.level() } else { LevelFilter::OFF })
     }
 }
 
@@ -207,6 +265,8 @@ mod tests {
     use opentelemetry_sdk::trace::SdkTracerProvider;
 
     use super::*;
+    use crate::telemetry::rolling::{self, Rolling};
+    use crate::telemetry::settings::LogFileSettings;
 
     #[derive(Clone, Default)]
     struct Buffer(Arc<Mutex<Vec<u8>>>);
@@ -222,17 +282,51 @@ mod tests {
         }
     }
 
+    fn shown(level: LogLevel, format: LogFormat) -> LogSettings {
+        LogSettings { level, format, file: None }
+    }
+
+    #[test]
+    fn what_is_shown_is_in_the_file_too_and_a_full_disk_holds_nobody_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("logs/mcpeg.log");
+        let rolling = Rolling { max_bytes: Some(200), ..Rolling::NEVER };
+        let file = |path: &std::path::Path| Some(LogFileSettings { path: path.to_owned(), rolling: rolling.clone() });
+        let settings = LogSettings { file: file(&path), ..shown(LogLevel::Info, LogFormat::Text) };
+        let control = LogControl::new(&settings, false, redactor()).unwrap();
+        captured(&control, || {
+            for number in 0..5 {
+                tracing::info!(target: "mcpeg::secrets", number, line = "key=hunter2!", "stderr");
+            }
+            tracing::debug!(target: "mcpeg::secrets", "hidden");
+            let full = LogSettings { file: file(std::path::Path::new("/dev/full")), ..settings.clone() };
+            control.change(&full, false, LogControl::open(&full).unwrap());
+            tracing::info!(target: "mcpeg::secrets", "lost");
+            assert_eq!(control.lost(), 1);
+            let none = shown(LogLevel::Info, LogFormat::Text);
+            control.change(&none, false, None);
+            tracing::info!(target: "mcpeg::secrets", "not in a file");
+        });
+        let mut files = rolling::set_aside_from(&path).unwrap();
+        assert!(!files.is_empty(), "it was begun anew");
+        files.push(path.clone());
+        let text: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+        assert_eq!(text.lines().count(), 5, "{text}");
+        assert!(text.contains("number=4") && !text.contains("hunter2!") && !text.contains("hidden"), "{text}");
+        let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
     fn redactor() -> Arc<dyn Redactor> {
         Arc::new(crate::telemetry::redact::Masking)
     }
 
     #[test]
     fn what_is_secret_is_taken_out_of_a_line_in_both_formats() {
-        let control =
-            LogControl::new(&LogSettings { level: LogLevel::Info, format: LogFormat::Text }, false, redactor());
+        let control = LogControl::new(&shown(LogLevel::Info, LogFormat::Text), false, redactor()).unwrap();
         let text = captured(&control, || {
             tracing::info!(target: "mcpeg::upstream", line = "key=hunter2!", "stderr");
-            control.change(&LogSettings { level: LogLevel::Info, format: LogFormat::Json }, false);
+            control.change(&shown(LogLevel::Info, LogFormat::Json), false, None);
             tracing::info!(target: "mcpeg::upstream", line = "key=hunter2!", "stderr");
         });
         let lines: Vec<&str> = text.lines().collect();
@@ -252,14 +346,13 @@ mod tests {
 
     #[test]
     fn level_and_format_change_while_running_and_other_crates_stay_quiet() {
-        let control =
-            LogControl::new(&LogSettings { level: LogLevel::Info, format: LogFormat::Text }, false, redactor());
+        let control = LogControl::new(&shown(LogLevel::Info, LogFormat::Text), false, redactor()).unwrap();
         let text = captured(&control, || {
             tracing::debug!(target: "mcpeg::secrets", "hidden");
             tracing::info!(target: "mcpeg::secrets", secret = "weather", "renewed");
             tracing::info!(target: "hyper::proto", "chatter");
             tracing::error!(target: "vaultrs::client", "token in here");
-            control.change(&LogSettings { level: LogLevel::Debug, format: LogFormat::Json }, false);
+            control.change(&shown(LogLevel::Debug, LogFormat::Json), false, None);
             tracing::debug!(target: "mcpeg::secrets", version = 2, "now shown");
         });
         let lines: Vec<&str> = text.lines().collect();
@@ -272,8 +365,8 @@ mod tests {
 
     #[test]
     fn spans_of_mcp_are_made_only_while_traces_are_on() {
-        let log = LogSettings { level: LogLevel::Error, format: LogFormat::Text };
-        let control = LogControl::new(&log, false, redactor());
+        let log = shown(LogLevel::Error, LogFormat::Text);
+        let control = LogControl::new(&log, false, redactor()).unwrap();
         captured(&control, || {
             let made = || {
                 let ours = tracing::info_span!(target: "mcpeg::mcp::router", "tools/call");
@@ -281,9 +374,9 @@ mod tests {
                 (!ours.is_disabled(), !other.is_disabled())
             };
             assert_eq!(made(), (false, false));
-            control.change(&log, true);
+            control.change(&log, true, None);
             assert_eq!(made(), (true, false));
-            control.change(&log, false);
+            control.change(&log, false, None);
             assert_eq!(made(), (false, false));
         });
     }

@@ -5,9 +5,11 @@
 //!
 //! A failing collector or disk is a condition here, never an error of somebody's request, except with `audit.required`.
 
-mod audit;
+pub mod audit;
+mod civil;
 mod error;
 mod log;
+mod log_file;
 mod metrics;
 mod otlp;
 mod process;
@@ -15,6 +17,7 @@ mod prometheus;
 mod queue;
 mod reader;
 mod redact;
+pub mod rolling;
 pub mod settings;
 pub mod spool;
 
@@ -32,10 +35,11 @@ use serde_json::json;
 
 use crate::lifecycle::Part;
 use crate::ports::{
-    AuditEvent, AuditLog, AuditRefused, Condition, LogLine, LogSink, MetricsText, Redactor, SecretReader, StatusReport,
+    AuditEvent, AuditLog, AuditReader, AuditRefused, AuditTail, Condition, LogLine, LogSink, MetricsText, Redactor,
+    SecretReader, StatusReport,
 };
 
-use audit::{AuditTrail, StagedAudit};
+use audit::{AuditTrail, Recorded, StagedAudit};
 pub use error::TelemetryError;
 use log::LogControl;
 use metrics::{ExportTimes, Tallies};
@@ -68,9 +72,12 @@ pub fn build(
 
     let ratio = Ratio::new(sample_ratio(&settings));
     let tracers = otlp::provider(&exports.spans, resource, &ratio);
-    let parts =
-        vec![otlp::part(exports.clone(), reader.clone(), ExportTimes::new(&meter)), audit::keeper::part(audit.clone())];
-    let log = LogControl::new(&settings.log, traces_are_on(&settings), redactor.clone());
+    let log = LogControl::new(&settings.log, traces_are_on(&settings), redactor.clone())?;
+    let parts = vec![
+        otlp::part(exports.clone(), reader.clone(), ExportTimes::new(&meter)),
+        audit::keeper::part(audit.clone()),
+        log.part(),
+    ];
     let shared = Shared {
         log,
         audit,
@@ -111,6 +118,7 @@ pub struct Staged {
     /// `None`: the way to the collector stays as it is.
     plan: Option<Option<Plan>>,
     audit: StagedAudit,
+    log_file: Option<log_file::Open>,
 }
 
 impl TelemetryHandle {
@@ -144,17 +152,18 @@ impl TelemetryHandle {
             Some(settings.otlp.clone().map(|otlp| Plan::new(otlp, self.0.secrets.clone())).transpose()?)
         };
         let audit = self.0.audit.stage(settings.audit.clone())?;
-        Ok(Staged { shared: self.0.clone(), settings, plan, audit })
+        let log_file = LogControl::open(&settings.log)?;
+        Ok(Staged { shared: self.0.clone(), settings, plan, audit, log_file })
     }
 }
 
 impl Staged {
     /// Puts the settings in force. Cannot fail.
     pub fn commit(self) {
-        let Self { shared, settings, plan, audit } = self;
+        let Self { shared, settings, plan, audit, log_file } = self;
         shared.audit.commit(audit);
         shared.ratio.set(sample_ratio(&settings));
-        shared.log.change(&settings.log, traces_are_on(&settings));
+        shared.log.change(&settings.log, traces_are_on(&settings), log_file);
         let interval = settings.metrics.as_ref().map(|metrics| metrics.interval);
         match plan {
             Some(plan) => shared.exports.change(plan, interval),
@@ -167,13 +176,22 @@ impl Staged {
 impl AuditLog for TelemetryHandle {
     fn record(&self, mut event: AuditEvent) -> Result<(), AuditRefused> {
         redact::event(&*self.0.redactor, &mut event);
-        let seq = self.0.audit.record(&event)?;
+        let Recorded { seq, anchor } = self.0.audit.record(&event)?;
         self.0.exports.audit(&event, seq);
+        if let Some(anchor) = anchor {
+            self.0.exports.audit(&audit::anchor_event(anchor), anchor.seq);
+        }
         Ok(())
     }
 
     fn ready(&self) -> Result<(), AuditRefused> {
         self.0.audit.ready()
+    }
+}
+
+impl AuditReader for TelemetryHandle {
+    fn tail(&self, most: usize) -> Result<AuditTail, String> {
+        self.0.audit.tail(most).map_err(|cause| format!("the audit file cannot be read: {cause}"))
     }
 }
 
@@ -206,7 +224,8 @@ impl StatusReport for TelemetryHandle {
 
     fn detail(&self) -> serde_json::Value {
         let traces = traces_are_on(&self.0.settings.lock().unwrap_or_else(PoisonError::into_inner));
-        json!({ "otlp": self.0.exports.detail(), "traces": traces, "audit": self.0.audit.detail() })
+        let log = json!({ "lost": self.0.log.lost() });
+        json!({ "otlp": self.0.exports.detail(), "traces": traces, "audit": self.0.audit.detail(), "log_file": log })
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::HeaderName;
 use url::Url;
 
+pub use super::rolling::{Rolling, Rotation};
 use crate::secret::SecretText;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -59,6 +60,15 @@ pub struct MetricSettings {
 pub struct LogSettings {
     pub level: LogLevel,
     pub format: LogFormat,
+    /// `None`: standard error alone.
+    pub file: Option<LogFileSettings>,
+}
+
+/// A file of the own log, mode 0600, beside standard error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFileSettings {
+    pub path: PathBuf,
+    pub rolling: Rolling,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +93,9 @@ pub struct AuditSettings {
     /// Refuse what an event is about when the event cannot be written.
     pub required: bool,
     pub sync: AuditSync,
+    pub rolling: Rolling,
+    /// So many records lie between two whose hashes go to the collector.
+    pub anchor_every: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -24,6 +24,7 @@ use settings::{
 };
 use sink::{Reply, Sink, until};
 
+use super::rolling::Rolling;
 use super::*;
 
 fn settings(endpoint: &str, protocol: OtlpProtocol) -> TelemetrySettings {
@@ -40,8 +41,14 @@ fn settings(endpoint: &str, protocol: OtlpProtocol) -> TelemetrySettings {
         }),
         traces: Some(TraceSettings { sample_ratio: 1.0 }),
         metrics: Some(MetricSettings { interval: Duration::from_secs(3600) }),
-        log: LogSettings { level: LogLevel::Info, format: LogFormat::Text },
-        audit: AuditSettings { path: None, required: false, sync: AuditSync::Interval },
+        log: LogSettings { level: LogLevel::Info, format: LogFormat::Text, file: None },
+        audit: AuditSettings {
+            path: None,
+            required: false,
+            sync: AuditSync::Interval,
+            rolling: Rolling::NEVER,
+            anchor_every: 1000,
+        },
     }
 }
 
@@ -318,8 +325,8 @@ async fn another_collector_another_protocol_and_another_file_take_over_at_the_co
     other.audit.path = Some(path.clone());
     running.telemetry.stage(other).unwrap().commit();
     running.record(1);
-    until("the move", || new.delivered() == [1, 2, 3, 4]).await;
-    assert!(std::fs::read_to_string(&path).unwrap().contains("\"seq\":4"));
+    until("the move", || new.delivered() == [1, 2, 3, 5]).await;
+    assert!(std::fs::read_to_string(&path).unwrap().contains("\"seq\":5"));
 
     let mut none = settings(&new.endpoint(), OtlpProtocol::Grpc);
     none.otlp = None;

@@ -125,7 +125,6 @@ pub fn storage(raw: &RawStorage, check: &mut Check<'_>) -> StorageSettings {
         check.unavailable_if(runtime.url.is_some(), &["storage", "runtime", "url"]);
         check.unavailable_if(runtime.snapshot_interval.is_some(), &["storage", "runtime", "snapshot_interval"]);
     }
-    check.unavailable_if(raw.logs.is_some(), &["storage", "logs"]);
     StorageSettings { cache: raw.cache.as_ref().map(|cache| self::cache(cache, check)).unwrap_or_default() }
 }
 

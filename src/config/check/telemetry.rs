@@ -1,13 +1,14 @@
 //! `telemetry`, `audit` and the own log, to the telemetry domain's settings.
 
 use super::{Check, seconds};
+use crate::config::raw::operation::{RawLogStorage, RawLogStorageKind, RawRotation};
 use crate::config::raw::telemetry::{
     RawAudit, RawCompression, RawMetrics, RawOtlp, RawProtocol, RawSync, RawTelemetry, RawTraces,
 };
 use crate::config::raw::{RawGlobal, RawLogFormat, RawLogLevel, RawMetadata};
 use crate::telemetry::settings::{
-    AuditSettings, AuditSync, LogFormat, LogLevel, LogSettings, MetricSettings, OtlpProtocol, OtlpSettings,
-    TelemetrySettings, TraceSettings,
+    AuditSettings, AuditSync, LogFileSettings, LogFormat, LogLevel, LogSettings, MetricSettings, OtlpProtocol,
+    OtlpSettings, Rolling, Rotation, TelemetrySettings, TraceSettings,
 };
 
 pub fn settings(
@@ -15,6 +16,7 @@ pub fn settings(
     audit: RawAudit,
     global: &RawGlobal,
     metadata: &RawMetadata,
+    logs: Option<RawLogStorage>,
     check: &mut Check<'_>,
 ) -> TelemetrySettings {
     check.unavailable_if(raw.logs.is_some(), &["telemetry", "logs"]);
@@ -34,7 +36,7 @@ pub fn settings(
         traces: traces(raw.traces, otlp.is_some(), check),
         metrics: metrics(raw.metrics, otlp.is_some(), check),
         otlp,
-        log: log(global),
+        log: log(global, logs),
         audit: audit_settings(audit, check),
     }
 }
@@ -79,8 +81,9 @@ fn needs_otlp(what: &str, check: &mut Check<'_>) {
     check.problem(&["telemetry", what, "enabled"], "there is nowhere to send them: `telemetry.otlp` is missing");
 }
 
-fn log(global: &RawGlobal) -> LogSettings {
+fn log(global: &RawGlobal, logs: Option<RawLogStorage>) -> LogSettings {
     LogSettings {
+        file: logs.map(log_file),
         level: match global.log_level {
             Some(RawLogLevel::Error) => LogLevel::Error,
             Some(RawLogLevel::Warn) => LogLevel::Warn,
@@ -95,6 +98,27 @@ fn log(global: &RawGlobal) -> LogSettings {
     }
 }
 
+fn log_file(raw: RawLogStorage) -> LogFileSettings {
+    let RawLogStorageKind::File = raw.kind;
+    LogFileSettings {
+        path: raw.path.0.join("mcpeg.log"),
+        rolling: Rolling {
+            rotation: rotation(raw.rotation.unwrap_or(RawRotation::Daily)),
+            max_bytes: Some(raw.max_size_mb.unwrap_or(100) * MIB),
+            retention: Some(raw.retention.map_or(seconds(30 * 86_400), |retention| retention.0)),
+            compress: raw.compress.unwrap_or(true),
+        },
+    }
+}
+
+fn rotation(raw: RawRotation) -> Rotation {
+    match raw {
+        RawRotation::Daily => Rotation::Daily,
+        RawRotation::Hourly => Rotation::Hourly,
+        RawRotation::Size => Rotation::Size,
+    }
+}
+
 fn audit_settings(raw: RawAudit, check: &mut Check<'_>) -> AuditSettings {
     let path = raw.path.map(|path| path.0);
     if raw.required == Some(true) && path.is_none() {
@@ -103,9 +127,21 @@ fn audit_settings(raw: RawAudit, check: &mut Check<'_>) -> AuditSettings {
     AuditSettings {
         required: raw.required.unwrap_or(path.is_some()),
         path,
+        rolling: Rolling {
+            rotation: raw.rotation.map_or(Rotation::Size, rotation),
+            max_bytes: raw
+                .max_size_mb
+                .or(matches!(raw.rotation, Some(RawRotation::Size)).then_some(100))
+                .map(|size| size * MIB),
+            retention: raw.retention.map(|retention| retention.0),
+            compress: raw.compress,
+        },
+        anchor_every: raw.anchor_every.unwrap_or(1000),
         sync: match raw.sync {
             Some(RawSync::Each) => AuditSync::Each,
             Some(RawSync::Interval) | None => AuditSync::Interval,
         },
     }
 }
+
+const MIB: u64 = 1024 * 1024;

@@ -141,7 +141,7 @@ pub struct RawProcessLog {
 pub struct RawStorage {
     pub runtime: Option<RawRuntime>,
     pub cache: Option<RawCache>,
-    /// Not available in this version: the own log goes to standard error.
+    /// A file of the own log, beside standard error.
     pub logs: Option<RawLogStorage>,
 }
 
@@ -199,9 +199,17 @@ pub enum RawCacheKind {
 pub struct RawLogStorage {
     #[serde(rename = "type")]
     pub kind: RawLogStorageKind,
+    /// The folder; the file in it is `mcpeg.log`, mode 0600.
     pub path: RawPath,
+    /// When the file is set aside and a new one begun, beside when it is `max_size_mb`; in UTC. Default: `daily`.
     pub rotation: Option<RawRotation>,
+    /// A file of this size is set aside. Default: 100.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_size_mb: Option<u64>,
+    /// For how long a file that was set aside is kept. Default: `30d`.
     pub retention: Option<RawDuration>,
+    /// Whether a file that was set aside is compressed with gzip. Default: `true`.
+    pub compress: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
@@ -213,8 +221,11 @@ pub enum RawLogStorageKind {
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RawRotation {
+    /// At each midnight.
     Daily,
+    /// At each full hour.
     Hourly,
+    /// By its size alone.
     Size,
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::operation::RawRotation;
 use super::scalar::{RawDuration, RawGlob, RawPath, RawSecretText, RawUrl};
 use super::secrets::RawTls;
 
@@ -131,6 +132,19 @@ pub struct RawAudit {
     pub required: Option<bool>,
     /// Default: `interval`.
     pub sync: Option<RawSync>,
+    /// When the file is set aside and a new one begun, beside when it is `max_size_mb`; in UTC. Default: `size`, by that alone.
+    pub rotation: Option<RawRotation>,
+    /// A file of this size is set aside. Default: no bound; with `rotation: size` 100.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_size_mb: Option<u64>,
+    /// For how long a file that was set aside is kept. Default: for good.
+    pub retention: Option<RawDuration>,
+    /// Whether a file that was set aside is compressed with gzip. Default: `false`.
+    #[serde(default)]
+    pub compress: bool,
+    /// After so many records the hash of the last goes to the collector, as the event `audit.anchor`. Default: 1000.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub anchor_every: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]

@@ -10,9 +10,12 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt,
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::telemetry::error::TelemetryError;
+use crate::telemetry::rolling::Rolling;
 
+use super::chain::{Hash, unseal};
 use super::line::seq_of;
 
 /// An open audit file.
@@ -21,8 +24,12 @@ pub struct AuditFile {
     path: PathBuf,
     file: File,
     identity: (u64, u64),
-    /// The number of the last event in the file when it was opened; 0 for a new one.
-    pub last_seq: u64,
+    /// The last record when it was opened; `None`: the file was empty, or what is in it does not end a chain.
+    pub last: Option<LastRecord>,
+    /// When it was last written by somebody else, or begun.
+    begun: SystemTime,
+    /// An ordinary file, which can be set aside; not a device.
+    ordinary: bool,
     /// The file ends within a line.
     torn: AtomicBool,
     /// Counts writes, so that a sync knows how far it reaches.
@@ -30,8 +37,15 @@ pub struct AuditFile {
     synced: Mutex<u64>,
 }
 
+/// What the next record goes on from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastRecord {
+    pub seq: u64,
+    pub hash: Hash,
+}
+
 impl AuditFile {
-    /// Opens or creates the file (0600) and its folder (0700), and finds the last event's number.
+    /// Opens or creates the file (0600) and its folder (0700), and finds its last record.
     pub fn open(path: &Path) -> Result<Self, TelemetryError> {
         let failed = |operation| move |cause| TelemetryError::AuditFile { path: path.to_owned(), operation, cause };
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -50,18 +64,20 @@ impl AuditFile {
             let found = if kind.is_fifo() { "a pipe" } else { "something else" };
             return Err(TelemetryError::AuditFileKind { path: path.to_owned(), found });
         }
-        let (mut last_seq, mut torn) = (0, false);
+        let (mut last, mut torn) = (None, false);
         if kind.is_file() {
             if metadata.permissions().mode() & 0o007 != 0 {
                 file.set_permissions(std::fs::Permissions::from_mode(0o600)).map_err(failed("closing it to others"))?;
             }
-            (last_seq, torn) = last_event(path, metadata.len()).map_err(failed("reading its end"))?;
+            (last, torn) = last_record(path, metadata.len()).map_err(failed("reading its end"))?;
         }
         Ok(Self {
             path: path.to_owned(),
             file,
             identity: (metadata.dev(), metadata.ino()),
-            last_seq,
+            last,
+            begun: if metadata.len() == 0 { SystemTime::now() } else { metadata.modified().unwrap_or(UNIX_EPOCH) },
+            ordinary: kind.is_file(),
             torn: AtomicBool::new(torn),
             written: AtomicU64::new(0),
             synced: Mutex::new(0),
@@ -118,6 +134,21 @@ impl AuditFile {
         &self.path
     }
 
+    /// Whether it is to be set aside now. Not when it was moved: then that has been done by somebody else.
+    pub fn is_due(&self, rolling: &Rolling, now: SystemTime) -> bool {
+        let bytes = || self.file.metadata().map_or(0, |metadata| metadata.len());
+        self.ordinary && *rolling != Rolling::NEVER && rolling.is_due(self.begun, bytes(), now) && self.is_in_place()
+    }
+
+    /// Whether what was found in it, or written last, is not a whole line.
+    pub fn is_torn(&self) -> bool {
+        self.torn.load(Ordering::Relaxed)
+    }
+
+    pub fn is_ordinary(&self) -> bool {
+        self.ordinary
+    }
+
     fn write_whole(&self, mut bytes: &[u8]) -> io::Result<()> {
         let length = bytes.len();
         while !bytes.is_empty() {
@@ -137,18 +168,18 @@ impl AuditFile {
     }
 }
 
-/// The number of the last whole line, and whether the file ends within a line. Reads at most `MAX_TAIL_BYTES` from the end.
-fn last_event(path: &Path, length: u64) -> io::Result<(u64, bool)> {
+/// The last whole line, and whether the file ends within a line. Reads at most `MAX_TAIL_BYTES` from the end.
+fn last_record(path: &Path, length: u64) -> io::Result<(Option<LastRecord>, bool)> {
     if length == 0 {
-        return Ok((0, false));
+        return Ok((None, false));
     }
     let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(path)?;
     file.seek(SeekFrom::Start(length.saturating_sub(MAX_TAIL_BYTES)))?;
     let mut tail = Vec::new();
     file.take(MAX_TAIL_BYTES).read_to_end(&mut tail)?;
     let torn = tail.last().is_some_and(|byte| *byte != b'\n');
-    let seq = tail.rsplit(|byte| *byte == b'\n').find_map(seq_of).unwrap_or(0);
-    Ok((seq, torn))
+    let record = |line: &[u8]| Some(LastRecord { seq: seq_of(line)?, hash: unseal(line)?.1 });
+    Ok((tail.rsplit(|byte| *byte == b'\n').find_map(record), torn))
 }
 
 const MAX_TAIL_BYTES: u64 = 1024 * 1024;
@@ -180,13 +211,16 @@ mod tests {
     fn numbers_continue_after_a_torn_last_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.log");
-        std::fs::write(&path, "{\"seq\":41}\n{\"seq\":42}\n{\"seq\":4").unwrap();
+        let mut line = b"{\"seq\":42".to_vec();
+        let hash = super::super::chain::seal(&mut line, Hash::START);
+        let line = String::from_utf8(line).unwrap();
+        std::fs::write(&path, format!("{{\"seq\":41}}\n{line}{{\"seq\":4")).unwrap();
         let file = AuditFile::open(&path).unwrap();
-        assert_eq!(file.last_seq, 42);
+        assert_eq!(file.last, Some(LastRecord { seq: 42, hash }));
         file.append(b"{\"seq\":43}\n").unwrap();
         drop(file);
-        assert_eq!(content(&path), "{\"seq\":41}\n{\"seq\":42}\n{\"seq\":4\n{\"seq\":43}\n");
-        assert_eq!(AuditFile::open(&path).unwrap().last_seq, 43);
+        assert_eq!(content(&path), format!("{{\"seq\":41}}\n{line}{{\"seq\":4\n{{\"seq\":43}}\n"));
+        assert_eq!(AuditFile::open(&path).unwrap().last.unwrap().seq, 42, "what has no hash ends no chain");
     }
 
     #[test]

@@ -1,9 +1,9 @@
-//! The part that looks after the audit file: syncs it a few times a second, opens it anew after it was moved or removed (log rotation),
-//! and tries a file that failed. It stops with the storage stage, after everybody who records, and leaves the file synced.
+//! The part that looks after the audit file: syncs it a few times a second, begins it anew when its time is over or after it was moved or
+//! removed (log rotation), compresses and removes old ones, and tries a file that failed. It stops with the storage stage, after everybody who records, and leaves the file synced.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
@@ -11,7 +11,8 @@ use tracing::{error, info, warn};
 use crate::lifecycle::{Part, Readiness, Shutdown, Stage};
 
 use super::file::AuditFile;
-use super::{AuditTrail, Failing};
+use super::{AuditTrail, Failing, head};
+use crate::telemetry::rolling;
 
 pub fn part(trail: Arc<AuditTrail>) -> Part {
     Part::new("audit file", Stage::Storage, Readiness::immediate(), move |shutdown| async move {
@@ -31,16 +32,21 @@ async fn keep(trail: Arc<AuditTrail>, mut shutdown: Shutdown) {
         };
         count = count.wrapping_add(1);
         let look = count.is_multiple_of(LOOK_EVERY);
-        if !trail.needs_care(look) && !stop {
+        let tidy = count % TIDY_EVERY == 1 && trail.keeps_old_files();
+        if !trail.needs_care(look) && !tidy && !stop {
             continue;
         }
         let looked_after = trail.clone();
         let work = tokio::task::spawn_blocking(move || {
             if look {
                 looked_after.follow_moved_file();
+                looked_after.set_aside_if_due();
                 looked_after.try_failed_file();
             }
             looked_after.sync_newest();
+            if tidy {
+                looked_after.tidy();
+            }
         });
         if let Err(panic) = work.await {
             error!(error = %panic, "looking after the audit file failed");
@@ -57,14 +63,76 @@ impl AuditTrail {
         let state = self.lock();
         let Some(file) = state.file.clone() else { return false };
         let failing = state.failing.is_some();
+        let unnoted = state.noted != state.seq;
+        let due = look && file.is_due(&state.settings.rolling, SystemTime::now());
         drop(state);
-        file.is_dirty() || (look && (failing || !file.is_in_place()))
+        file.is_dirty() || unnoted || due || (look && (failing || !file.is_in_place()))
     }
 
+    /// Syncs, and remembers beside the file how far that has reached.
     fn sync_newest(&self) {
-        let Some(file) = self.lock().file.clone() else { return };
-        if let Err(cause) = file.sync(file.newest()) {
-            self.note_failure(&cause.to_string(), "audit file: syncing failed");
+        let state = self.lock();
+        let Some(file) = state.file.clone() else { return };
+        let (mark, last, failing) = (file.newest(), state.last(), state.failing.is_some());
+        drop(state);
+        if let Err(cause) = file.sync(mark) {
+            return self.note_failure(&cause.to_string(), "audit file: syncing failed");
+        }
+        // While events are missing the last number is that of one of them.
+        if failing || mark == 0 || !file.is_ordinary() {
+            self.lock().noted = last.seq;
+            return;
+        }
+        let written = head::write(file.path(), last);
+        let mut state = self.lock();
+        state.noted = last.seq;
+        let failed_before = std::mem::replace(&mut state.headless, written.is_err());
+        drop(state);
+        if let Err(cause) = written.map_err(|cause| cause.to_string())
+            && !failed_before
+        {
+            warn!(error = cause, path = %head::path_of(file.path()).display(), "the head file cannot be kept");
+        }
+    }
+
+    /// Begins the file anew when its day, its hour or its size is over.
+    fn set_aside_if_due(&self) {
+        let mut state = self.lock();
+        let now = SystemTime::now();
+        let Some(file) = state.file.clone().filter(|file| file.is_due(&state.settings.rolling, now)) else { return };
+        let begun = rolling::set_aside(file.path(), now)
+            .map_err(|cause| cause.to_string())
+            .and_then(|aside| AuditFile::open(file.path()).map(|new| (aside, new)).map_err(|error| error.to_string()));
+        match begun {
+            Ok((aside, new)) => {
+                state.continue_in(new);
+                drop(state);
+                info!(path = %aside.display(), "the audit file was set aside and a new one begun");
+                if let Err(cause) = file.sync(file.newest()) {
+                    warn!(error = %cause, "audit file: syncing the one that was set aside failed");
+                }
+            }
+            Err(reason) => {
+                warn!(error = reason, path = %file.path().display(), "the audit file could not be begun anew");
+                state.stray = Some(reason);
+            }
+        }
+    }
+
+    fn keeps_old_files(&self) -> bool {
+        let state = self.lock();
+        let rolling = &state.settings.rolling;
+        state.file.as_ref().is_some_and(|file| file.is_ordinary()) && (rolling.compress || rolling.retention.is_some())
+    }
+
+    /// Compresses and removes what was set aside.
+    fn tidy(&self) {
+        let state = self.lock();
+        let Some(file) = state.file.clone() else { return };
+        let settings = state.settings.rolling.clone();
+        drop(state);
+        if let Err(cause) = rolling::tidy(file.path(), &settings, SystemTime::now()) {
+            warn!(error = %cause, path = %file.path().display(), "audit files that were set aside could not be tidied");
         }
     }
 
@@ -97,9 +165,7 @@ impl AuditTrail {
     fn swap(&self, old: &Arc<AuditFile>, new: AuditFile) {
         let mut state = self.lock();
         if state.file.as_ref().is_some_and(|file| Arc::ptr_eq(file, old)) {
-            state.seq = state.seq.max(new.last_seq);
-            state.file = Some(Arc::new(new));
-            state.stray = None;
+            state.continue_in(new);
         }
     }
 
@@ -126,3 +192,5 @@ fn is_ordinary(path: &Path) -> bool {
 const SYNC_EVERY: Duration = Duration::from_millis(250);
 /// Every so many ticks the path is looked at: once a second.
 const LOOK_EVERY: u32 = 4;
+/// Every so many ticks, about once a minute, and soon after the start.
+const TIDY_EVERY: u32 = 240;

@@ -5,13 +5,20 @@
 //! `audit.resumed` event says how many are missing, before any other event. `ready` tells beforehand that an event would be refused, and
 //! tries the file itself a few times a second. Export by OTLP is not this module's business: the trail hands out the number.
 //!
-//! `file` writes bytes, `line` makes them, `keeper` syncs, reopens a file that was moved, and tries a disk that failed.
+//! Each record carries a hash over the one before it (`chain`), also from one file to the next. `file` writes bytes, `line` makes them,
+//! `keeper` syncs, sets a file aside when its time has come, reopens one that was moved, and tries a disk that failed; `head` remembers the
+//! last record beside the file. `verify` reads a trail back, `tail` its end.
 
+mod chain;
 mod file;
+mod head;
 pub mod keeper;
 mod line;
+pub mod tail;
+pub mod verify;
 
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,13 +27,15 @@ use serde_json::json;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing::{debug, enabled, error, info, warn};
 
-use crate::ports::{AuditEvent, AuditRefused, Condition, ConditionState, Outcome};
+use crate::ports::{AuditEvent, AuditRefused, AuditTail, Condition, ConditionState, Outcome};
 
 use super::error::TelemetryError;
 use super::metrics::{AuditFate, Tallies};
 use super::settings::{AuditSettings, AuditSync};
 
+use chain::Hash;
 use file::AuditFile;
+pub use file::LastRecord;
 pub use line::bounded;
 
 pub struct AuditTrail {
@@ -41,6 +50,16 @@ struct State {
     file: Option<Arc<AuditFile>>,
     /// The number of the last event.
     seq: u64,
+    /// Of the last record in a file.
+    hash: Hash,
+    /// What the file is to be told before its next event.
+    opening: Option<Opening>,
+    /// The number of the last event that became an anchor.
+    anchored: u64,
+    /// The number that the head file has.
+    noted: u64,
+    /// The head file could not be written the last time.
+    headless: bool,
     /// Kept between events, so that a line costs no allocation.
     line: Vec<u8>,
     failing: Option<Failing>,
@@ -48,6 +67,21 @@ struct State {
     said: Option<Instant>,
     /// Why a file that was moved could not be opened anew; events go to the moved one.
     stray: Option<String>,
+}
+
+/// A file begins, or goes on after something that its readers could not explain.
+struct Opening {
+    previous: Option<LastRecord>,
+    /// Records that were in the file and are not any more.
+    missing: u64,
+}
+
+/// An event that is in the trail.
+#[derive(Debug)]
+pub struct Recorded {
+    pub seq: u64,
+    /// Now and then: what is to be kept elsewhere.
+    pub anchor: Option<LastRecord>,
 }
 
 /// The file cannot be written now.
@@ -69,20 +103,27 @@ pub struct StagedAudit {
 impl AuditTrail {
     pub fn open(settings: AuditSettings, tallies: Arc<Tallies>) -> Result<Self, TelemetryError> {
         let file = settings.path.as_deref().map(AuditFile::open).transpose()?;
-        let state = State {
-            seq: file.as_ref().map_or(0, |file| file.last_seq),
-            file: file.map(Arc::new),
+        let mut state = State {
+            seq: 0,
+            hash: Hash::START,
+            opening: None,
+            anchored: 0,
+            noted: 0,
+            headless: false,
+            file: None,
             settings,
             line: Vec::with_capacity(LINE_BYTES),
             failing: None,
             said: None,
             stray: None,
         };
+        state.use_file(file);
+        (state.anchored, state.noted) = (state.seq, state.seq);
         Ok(Self { state: Mutex::new(state), refusing: AtomicBool::new(false), tallies })
     }
 
-    /// Writes the event and returns its number.
-    pub fn record(&self, event: &AuditEvent) -> Result<u64, AuditRefused> {
+    /// Writes the event.
+    pub fn record(&self, event: &AuditEvent) -> Result<Recorded, AuditRefused> {
         let mut state = self.lock();
         let Some(file) = state.file.clone() else {
             state.seq += 1;
@@ -90,7 +131,7 @@ impl AuditTrail {
             drop(state);
             self.tallies.audit(AuditFate::Recorded);
             say(event, seq);
-            return Ok(seq);
+            return Ok(Recorded { seq, anchor: None });
         };
         let each = state.settings.sync == AuditSync::Each;
         let written = if state.failing.is_some() {
@@ -101,6 +142,7 @@ impl AuditTrail {
             state.write(&file, event)
         };
         let (seq, required) = (state.seq, state.settings.required);
+        let anchor = written.as_ref().ok().and_then(|_| state.anchor_if_due());
         drop(state);
         let result = match written {
             Ok(mark) if each => blocking(|| file.sync(mark)),
@@ -110,9 +152,9 @@ impl AuditTrail {
             Ok(()) => {
                 self.tallies.audit(AuditFate::Recorded);
                 debug!(target: OWN_LOG, event = event.name, outcome = event.outcome.as_str(), seq, "audit event");
-                Ok(seq)
+                Ok(Recorded { seq, anchor })
             }
-            Err(cause) => self.refuse(&cause, required, seq),
+            Err(cause) => self.refuse(&cause, required, seq).map(|seq| Recorded { seq, anchor: None }),
         }
     }
 
@@ -129,6 +171,19 @@ impl AuditTrail {
             Some(failing) if state.settings.required => Err(AuditRefused { reason: failing.reason.clone() }),
             _ => Ok(()),
         }
+    }
+
+    /// The newest records, oldest first, and where the trail stands.
+    pub fn tail(&self, most: usize) -> io::Result<AuditTail> {
+        let state = self.lock();
+        let last = state.last();
+        let file = state.file.clone();
+        drop(state);
+        let Some(file) = file else {
+            return Ok(AuditTail { path: None, seq: last.seq, hash: None, records: Vec::new() });
+        };
+        let records = if file.is_ordinary() { blocking(|| tail::read(file.path(), most))?.records } else { Vec::new() };
+        Ok(AuditTail { path: Some(file.path().to_owned()), seq: last.seq, hash: Some(last.hash.to_string()), records })
     }
 
     /// Opens what `settings` ask for beside what is in use.
@@ -179,6 +234,7 @@ impl AuditTrail {
             "path": state.settings.path,
             "required": state.settings.required,
             "last_seq": state.seq,
+            "last_hash": state.file.is_some().then(|| state.hash.to_string()),
             "recorded": self.tallies.total_audit(AuditFate::Recorded),
             "lost": self.tallies.total_audit(AuditFate::Lost),
             "refused": self.tallies.total_audit(AuditFate::Refused),
@@ -229,15 +285,15 @@ impl AuditTrail {
 impl State {
     /// Numbers the event and writes its line. Returns the mark to sync up to.
     fn write(&mut self, file: &AuditFile, event: &AuditEvent) -> io::Result<u64> {
-        self.seq += 1;
-        self.line.clear();
-        line::write_line(&mut self.line, event, self.seq);
-        let mark = file.append(&self.line);
-        self.line.shrink_to(LINE_BYTES);
-        mark
+        let written = self.open_if_new(file).and_then(|()| self.put(file, event));
+        if written.is_err() {
+            // The event's number is missing like the event.
+            self.seq += 1;
+        }
+        written
     }
 
-    /// The gap first, then the event; when not even that can be said, the event's number is missing like the event.
+    /// The gap first, then the event.
     fn write_after_gap(&mut self, file: &AuditFile, event: &AuditEvent) -> io::Result<u64> {
         match self.resume(file) {
             Ok(()) => self.write(file, event),
@@ -248,14 +304,53 @@ impl State {
         }
     }
 
+    /// Tells a new file what it goes on from.
+    fn open_if_new(&mut self, file: &AuditFile) -> io::Result<()> {
+        let Some(Opening { previous, missing }) = &self.opening else { return Ok(()) };
+        let outcome = if *missing == 0 { Outcome::Success } else { Outcome::Failure };
+        let mut event = AuditEvent::new(verify::OPENED, outcome)
+            .with_some("mcpeg.audit.previous.seq", previous.map(|record| record.seq))
+            .with_some("mcpeg.audit.previous.hash", previous.map(|record| record.hash.to_string()));
+        if *missing > 0 {
+            event = event.with("mcpeg.audit.missing", *missing);
+        }
+        self.put(file, &event)?;
+        self.opening = None;
+        Ok(())
+    }
+
+    /// Writes the next record. Nothing has changed when that fails.
+    fn put(&mut self, file: &AuditFile, event: &AuditEvent) -> io::Result<u64> {
+        self.line.clear();
+        line::write_line(&mut self.line, event, self.seq + 1);
+        let hash = chain::seal(&mut self.line, self.hash);
+        let mark = file.append(&self.line);
+        self.line.shrink_to(LINE_BYTES);
+        if mark.is_ok() {
+            self.seq += 1;
+            self.hash = hash;
+        }
+        mark
+    }
+
+    fn anchor_if_due(&mut self) -> Option<LastRecord> {
+        if self.seq - self.anchored < self.settings.anchor_every {
+            return None;
+        }
+        self.anchored = self.seq;
+        Some(self.last())
+    }
+
+    fn last(&self) -> LastRecord {
+        LastRecord { seq: self.seq, hash: self.hash }
+    }
+
     /// Says in the file itself how many events are missing before this line. What cannot be synced, where that is asked for, still fails.
     fn resume(&mut self, file: &AuditFile) -> io::Result<()> {
         let missing = self.failing.as_ref().map_or(0, |failing| failing.missing);
-        let event = AuditEvent::new("audit.resumed", Outcome::Success).with("mcpeg.audit.missing", missing);
-        self.line.clear();
-        line::write_line(&mut self.line, &event, self.seq + 1);
-        let mark = file.append(&self.line)?;
-        self.seq += 1;
+        let event = AuditEvent::new(verify::RESUMED, Outcome::Success).with("mcpeg.audit.missing", missing);
+        self.open_if_new(file)?;
+        let mark = self.put(file, &event)?;
         if self.settings.sync == AuditSync::Each {
             file.sync(mark)?;
         }
@@ -265,11 +360,59 @@ impl State {
     }
 
     fn use_file(&mut self, file: Option<AuditFile>) {
-        self.seq = self.seq.max(file.as_ref().map_or(0, |file| file.last_seq));
-        self.file = file.map(Arc::new);
         self.failing = None;
         self.stray = None;
+        self.file = file.map(Arc::new);
+        let Some(file) = self.file.clone() else { return };
+        self.opening = None;
+        let head = if file.is_ordinary() { head::read(file.path()) } else { None };
+        let kept = head.filter(|head| file.last.is_none_or(|last| head.seq > last.seq));
+        if let (Some(kept), Some(last)) = (kept, file.last) {
+            let path = file.path().display();
+            error!(path = %path, last = last.seq, written = kept.seq, "the end of the audit file is missing");
+        }
+        let before = (self.seq > 0).then(|| self.last());
+        let previous = file.last.or(kept).or(before);
+        self.hash = previous.map_or(Hash::START, |record| record.hash);
+        let missing = kept.zip(file.last).map_or(0, |(kept, last)| kept.seq - last.seq);
+        let newest = previous.into_iter().chain(kept).map(|record| record.seq).max().unwrap_or(0);
+        let jumps = newest < self.seq;
+        self.seq = self.seq.max(newest);
+        if file.last.is_none() || file.is_torn() || missing > 0 || jumps {
+            self.opening = Some(Opening { previous, missing });
+        }
     }
+
+    /// A file that goes on where the one before it has ended.
+    fn continue_in(&mut self, file: AuditFile) {
+        match file.last {
+            None => {
+                self.opening = Some(Opening { previous: (self.seq > 0).then(|| self.last()), missing: 0 });
+                self.file = Some(Arc::new(file));
+                self.stray = None;
+            }
+            // Somebody has put another trail there.
+            Some(_) => self.use_file(Some(file)),
+        }
+    }
+}
+
+/// What the head file beside an audit file says.
+pub fn read_head(audit: &Path) -> Option<LastRecord> {
+    head::read(audit)
+}
+
+/// `SEQ:HASH`.
+pub fn parse_anchor(text: &str) -> Result<LastRecord, String> {
+    let parsed = text
+        .split_once(':')
+        .and_then(|(seq, hash)| Some(LastRecord { seq: seq.parse().ok()?, hash: Hash::parse(hash)? }));
+    parsed.ok_or_else(|| "expected a number, a colon and 64 hexadecimal digits in lower case".to_owned())
+}
+
+/// The log record that keeps a hash elsewhere. It is not an event of the file.
+pub fn anchor_event(anchor: LastRecord) -> AuditEvent {
+    AuditEvent::new("audit.anchor", Outcome::Success).with("mcpeg.audit.hash", anchor.hash.to_string())
 }
 
 /// Without a file, the own log is where an event is kept.
