@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{bad_configuration, complain, failed, say};
+use super::{bad_configuration, block_on, complain, failed, say};
 use crate::config::{self, Sources};
 use crate::telemetry::audit::verify::{Report, verify};
 use crate::telemetry::audit::{LastRecord, parse_anchor, read_head, tail};
@@ -78,14 +78,14 @@ fn show_tail(sources: &Sources, args: &TailArgs) -> ExitCode {
     for record in end.records {
         show(record.get(), args.json);
     }
-    if args.follow { follow(&path, end.at, args.json) } else { ExitCode::SUCCESS }
+    if args.follow { block_on(1, follow(&path, end.at, args.json)) } else { ExitCode::SUCCESS }
 }
 
 /// Shows what is appended, also to the file that takes this one's place.
-fn follow(path: &Path, (mut known, mut from): (u64, u64), as_json: bool) -> ExitCode {
+async fn follow(path: &Path, (mut known, mut from): (u64, u64), as_json: bool) -> ExitCode {
     let mut rest = String::new();
     loop {
-        std::thread::sleep(LOOK_EVERY);
+        tokio::time::sleep(LOOK_EVERY).await;
         match std::fs::metadata(path) {
             Ok(found) if found.ino() != known || found.len() < from => (known, from) = (found.ino(), 0),
             Ok(found) if found.len() == from => continue,

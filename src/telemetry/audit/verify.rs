@@ -15,7 +15,7 @@ use super::chain::{Hash, unseal};
 use super::file::LastRecord;
 
 /// What a trail was found to be.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Report {
     pub files: Vec<Found>,
     pub faults: Vec<Fault>,
@@ -61,12 +61,6 @@ pub fn verify(files: &[PathBuf], head: Option<LastRecord>, anchors: &[LastRecord
     }
     walk.end(files.last().map_or(Path::new(""), PathBuf::as_path));
     Ok(walk.report)
-}
-
-impl Default for Report {
-    fn default() -> Self {
-        Self { files: Vec::new(), faults: Vec::new(), notes: Vec::new(), records: 0, last: None }
-    }
 }
 
 #[derive(Default)]
@@ -176,7 +170,7 @@ impl Walk {
             self.fault(path, Some(line), seq, which);
         } else if !fits && self.report.last.is_some() && first_of_file {
             self.fault(path, Some(line), seq, format!("record {} does not go on from the file before it", record.seq));
-        } else if !fits && self.report.last.is_some() || !fits && (opened || declared.is_some()) {
+        } else if !fits && (self.report.last.is_some() || opened || declared.is_some()) {
             self.fault(path, Some(line), seq, format!("record {} was changed: its hash does not fit", record.seq));
         }
         let lost = record.attributes.missing.unwrap_or(0);

@@ -141,7 +141,7 @@ fn a_process_that_finds_its_tail_cut_says_so_in_the_trail() {
     let text = lines(&path);
     assert!(text[4].contains(r#""event":"audit.opened","outcome":"failure","seq":7"#), "{}", text[4]);
     assert!(text[4].contains(r#""mcpeg.audit.missing":2"#), "{}", text[4]);
-    let report = verify(&[path.clone()], None, &[]).unwrap();
+    let report = verify(std::slice::from_ref(&path), None, &[]).unwrap();
     assert!(report.faults.is_empty() && report.notes.len() == 1, "{report:?}");
 }
 
@@ -151,15 +151,15 @@ fn a_torn_line_is_a_note_when_the_next_record_explains_it_and_a_fault_else() {
     let path = folder.path().join("audit.log");
     record(&trail(&path), 2);
     std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + "{\"time\":\"20").unwrap();
-    let report = verify(&[path.clone()], None, &[]).unwrap();
+    let report = verify(std::slice::from_ref(&path), None, &[]).unwrap();
     assert!(report.faults.is_empty() && report.notes[0].ends_with(":4: the last line is not whole"), "{report:?}");
     record(&trail(&path), 2);
-    let report = verify(&[path.clone()], None, &[]).unwrap();
+    let report = verify(std::slice::from_ref(&path), None, &[]).unwrap();
     assert!(report.faults.is_empty() && report.notes[0].ends_with(":4: the line was torn when it was written"));
     let mut text = lines(&path);
     text.insert(2, "rubbish\n".to_owned());
     std::fs::write(&path, text.concat()).unwrap();
-    assert_eq!(faults(&[path], None, &[]), ["audit.log:3: the line is no record with a hash"]);
+    assert_eq!(faults(std::slice::from_ref(&path), None, &[]), ["audit.log:3: the line is no record with a hash"]);
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn a_tally_of_lost_events_explains_a_gap_of_that_size_only() {
     }
     trail.lock().file = good;
     record(&trail, 2);
-    let report = verify(&[path.clone()], None, &[]).unwrap();
+    let report = verify(std::slice::from_ref(&path), None, &[]).unwrap();
     assert!(report.faults.is_empty(), "{report:?}");
     assert!(report.notes[0].ends_with("3 events could not be written before it"));
 }
