@@ -1,6 +1,7 @@
 //! What follows a change of a file, with real processes and a real server.
 
-use std::os::unix::fs::symlink;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Duration;
 
 use serde_json::json;
@@ -142,7 +143,7 @@ async fn a_command_ends_with_a_killed_sidecar_and_the_next_one_runs_it_again() {
 }
 
 fn is_alive(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     !stat.is_empty() && !stat.contains(") Z ")
 }
 
@@ -195,6 +196,39 @@ async fn new_bytes_that_are_refused_never_take_effect_and_a_missing_systemd_is_s
     sidecar.says(&component(&sidecar), &["is refused by its validation: grep ended with exit status: 1"]).await;
     assert_eq!(sidecar.folder.read("run/app.conf"), "k-one-111");
     assert!(!sidecar.folder.path("run/.app.conf.mcpeg-new").exists());
+    sidecar.stop().await;
+}
+
+/// What stands in for `systemctl`, which wants a system that was booted with systemd, says what it was asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unit_is_reloaded_by_systemctl() {
+    let folder = folder("systemd: { unit: nginx.service, action: reload-or-restart }");
+    let asked = folder.path("asked");
+    folder.write("bin/systemctl", &format!("#!/bin/sh\necho \"$@\" >> {}\n", asked.display()));
+    fs::set_permissions(folder.path("bin/systemctl"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path("bin").display(), std::env::var("PATH").unwrap());
+    let sidecar = Sidecar::start_with(folder, &[("PATH", &path)]);
+    let events = ran(&sidecar, 1).await;
+    assert_eq!(
+        (&events[0]["attributes"]["mcpeg.hook.kind"], &events[0]["outcome"]),
+        (&json!("systemd"), &json!("success"))
+    );
+    assert_eq!(sidecar.folder.read("asked"), "--no-ask-password reload-or-restart -- nginx.service\n");
+    sidecar.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_files_with_one_command_take_turns() {
+    let script = "mkdir HERE/turn || echo two >> HERE/at-once; sleep 0.3; rmdir HERE/turn; echo x >> HERE/runs";
+    let folder = folder(&format!("command: [sh, -c, \"{script}\"], retries: 0"));
+    let main = folder.read("mcpeg.yaml");
+    let one = main.lines().find(|line| line.contains("app.j2")).unwrap();
+    folder.write("mcpeg.yaml", &main.replace(one, &format!("{one}\n{}", one.replace("app.conf", "other.conf"))));
+    let sidecar = Sidecar::start(folder);
+    ran(&sidecar, 2).await;
+    sidecar.folder.write("secrets.yaml", "app: { key: k-two-111 }\napi: { token: t }\n");
+    ran(&sidecar, 4).await;
+    assert_eq!((sidecar.folder.read("runs").lines().count(), sidecar.folder.read("at-once").as_str()), (4, ""));
     sidecar.stop().await;
 }
 
