@@ -112,16 +112,16 @@ fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<Domains, Part
     parts.push(part);
 
     let shipping = Shipping { redactor: redactor.clone(), sink: Arc::new(telemetry.clone()) };
-    let identity = Identity { name: config.name.clone(), version: env!("CARGO_PKG_VERSION").to_owned() };
-    let (mcp, more) = mcp::build(
-        config.mcp.clone(),
-        reader.clone(),
+    let outside = mcp::Outside {
+        secrets: reader.clone(),
         guard,
-        audit.clone(),
-        meter.clone(),
-        shipping.clone(),
-        identity,
-    )?;
+        audit: audit.clone(),
+        meter: meter.clone(),
+        shipping: shipping.clone(),
+        cache: Arc::new(storage.clone()),
+        identity: Identity { name: config.name.clone(), version: env!("CARGO_PKG_VERSION").to_owned() },
+    };
+    let (mcp, more) = mcp::build(config.mcp.clone(), outside)?;
     parts.extend(more);
 
     let around = process::Surroundings { secrets: reader.clone(), audit: audit.clone(), shipping, before: Vec::new() };

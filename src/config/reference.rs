@@ -85,6 +85,7 @@ fn form_of(schema: &Json) -> String {
     let form = match (inner.get("format").and_then(Json::as_str), kind) {
         (Some("duration"), _) => "duration",
         (Some("size"), _) => "size",
+        (Some("rate"), _) => "rate",
         (Some("mode"), _) => "octal mode",
         (Some("url"), _) => "address",
         (Some("path"), _) => "path",

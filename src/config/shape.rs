@@ -212,6 +212,9 @@ impl<'a> Shape<'a> {
             "size" if units::parse_size(text).is_none() => {
                 Some("expected a size such as `512B`, `64KiB` or `1MiB`, at most `64MiB`".to_owned())
             }
+            "rate" if units::parse_rate(text).is_none() => {
+                Some("expected a rate such as `10/s`, `100/m` or `1000/h`".to_owned())
+            }
             "mode" if units::parse_mode(text).is_none() => {
                 Some("expected octal permission bits that the owner can read, such as `\"0600\"`".to_owned())
             }

@@ -3,6 +3,7 @@
 mod aws;
 mod hooks;
 mod oauth;
+mod policy;
 mod process;
 mod secrets;
 
@@ -249,15 +250,10 @@ fn what_would_have_no_effect_is_refused() {
             "mcpeg.yaml",
             "version: \"1.0\"\nstorage: { runtime: { type: memory, path: a } }\nservices: { a: { config_file: a.yaml } }\n",
         ),
-        (
-            "a.yaml",
-            "type: mcp\ncommand: [cat]\ntls: { ca_file: b }\ntimeout: 0s\ncircuit_breaker: { failure_threshold: 5 }\n",
-        ),
+        ("a.yaml", "type: mcp\ncommand: [cat]\ntls: { ca_file: b }\ntimeout: 0s\ndriver: mysql\n"),
     ]);
     let found = folder.problems(&folder.sources()).join("\n");
-    for words in
-        ["`storage.runtime.path` is not", "`tls` belongs to", "expected a duration", "`circuit_breaker` is not"]
-    {
+    for words in ["`storage.runtime.path` is not", "`tls` belongs to", "expected a duration", "`driver` is not"] {
         assert!(found.contains(words), "{words}: {found}");
     }
 }

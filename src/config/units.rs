@@ -1,6 +1,9 @@
-//! The written forms of durations, sizes, file modes and signals.
+//! The written forms of durations, sizes, rates, file modes and signals.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
+
+use crate::mcp::settings::policy::Rate;
 
 /// `250ms`, `30s`, `5m`, `1h`, `30d`: a whole number above 0 and a unit. At most 10,000 days.
 pub fn parse_duration(text: &str) -> Option<Duration> {
@@ -30,6 +33,19 @@ pub fn parse_size(text: &str) -> Option<usize> {
         _ => return None,
     };
     number.parse::<usize>().ok()?.checked_mul(each).filter(|bytes| (1..=MAX_BYTES).contains(bytes))
+}
+
+/// `10/s`, `100/m`, `1000/h`: a whole number above 0 in each second, minute or hour.
+pub fn parse_rate(text: &str) -> Option<Rate> {
+    let (count, unit) = text.split_once('/')?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return None,
+    };
+    let count: NonZeroU32 = count.bytes().all(|digit| digit.is_ascii_digit()).then(|| count.parse().ok())??;
+    Some(Rate { count, period: Duration::from_secs(seconds) })
 }
 
 /// Three or four octal digits, such as `0600`. The owner must be able to read, and nobody but the owner may write.
@@ -80,6 +96,15 @@ mod tests {
         );
         for wrong in ["", "1", "B", "0B", "1.5MiB", "1MB", "65MiB", "99999999999999999999B"] {
             assert_eq!(parse_size(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn rates_have_a_whole_number_and_a_period() {
+        let rate = |text| parse_rate(text).map(|rate| (rate.count.get(), rate.period.as_secs()));
+        assert_eq!((rate("10/s"), rate("1/m"), rate("500/h")), (Some((10, 1)), Some((1, 60)), Some((500, 3600))));
+        for wrong in ["", "10", "/s", "0/s", "-1/s", "+1/s", "1/d", "1.5/s", "99999999999/s"] {
+            assert_eq!(rate(wrong), None, "{wrong}");
         }
     }
 

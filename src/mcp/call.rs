@@ -7,8 +7,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::breaker::{Change, State};
 use super::metrics::{Metrics, Operation};
-use super::protocol::{PROMPTS_GET, TOOLS_CALL, code, known_version, method_label, names_a_subject};
+use super::policy::{Denial, Plan};
+use super::protocol::{PROMPTS_GET, RESOURCES_READ, TOOLS_CALL, code, known_version, method_label, names_a_subject};
 use super::trace::{self, RequestSpan, Subject, clip};
 use super::upstream::Failure;
 use crate::mcp::message::{Field, Request};
@@ -47,6 +49,14 @@ pub struct Call {
     pub span: RequestSpan,
     /// `github@3`: the secrets that were put in for this request.
     pub versions: Arc<[String]>,
+    /// The address that is read; nothing for other methods.
+    pub uri: Option<Box<str>>,
+    /// The request is one of the modern era.
+    pub is_modern: bool,
+    /// What it may take.
+    pub timeout: Option<Duration>,
+    /// What policy and cache have to do with it, if anything.
+    pub plan: Option<Box<Plan>>,
 }
 
 /// How a request ended.
@@ -98,12 +108,44 @@ impl Call {
             sent: None,
             span,
             versions: Arc::default(),
+            uri: uri.filter(|_| method == RESOURCES_READ).map(|uri| clip(&uri).into()),
+            is_modern: request.modern_version().is_some(),
+            timeout: None,
+            plan: None,
         }
     }
 
     /// The request is on its way to the upstream.
     pub fn sent(&mut self) {
         self.sent = Some(Instant::now());
+    }
+
+    /// A rule refuses it.
+    pub fn refused(&mut self, denial: &Denial) {
+        if denial.rule.is_some() {
+            let plan = self.plan.get_or_insert_default();
+            plan.rule.clone_from(&denial.rule);
+            plan.would_deny = false;
+        }
+    }
+
+    /// What has become of it by policy: `allow`, `deny`, or `would_deny`.
+    fn decision(&self, outcome: Outcome) -> &'static str {
+        match outcome {
+            Outcome::Denied => "deny",
+            _ if self.plan.as_ref().is_some_and(|plan| plan.would_deny) => "would_deny",
+            _ => "allow",
+        }
+    }
+
+    fn rule(&self) -> Option<&str> {
+        self.plan.as_ref()?.rule.as_deref()
+    }
+
+    /// Whether it was answered from the cache, if it could have been.
+    fn cached(&self) -> Option<&'static str> {
+        let caching = self.plan.as_ref()?.caching.as_ref()?;
+        Some(if caching.hit { "hit" } else { "miss" })
     }
 
     pub fn tool(&self) -> Option<&str> {
@@ -174,8 +216,29 @@ impl Recorder {
             status: ending.status(),
         };
         self.metrics.answered(&operation, total, call.sent.map(|sent| now.duration_since(sent)));
+        if let Some(rule) = call.rule() {
+            self.metrics.ruled(service, call.decision(ending.outcome()), rule);
+        }
+        if let Some(found) = call.cached() {
+            self.metrics.looked(service, call.method, found);
+        }
         call.span.finish(error.as_deref(), ending.status());
         self.audit.record(event(call, service, peer, ending.outcome(), error, total))
+    }
+
+    /// Records that a service's breaker has come to another state.
+    pub fn breaker_changed(&self, service: &Arc<str>, change: Change) {
+        let state = change.state.as_str();
+        self.metrics.breaker_changed(service, change.state);
+        tracing::warn!(service = &**service, state, failures = change.failures, "the circuit breaker has changed");
+        let outcome = if change.state == State::Open { Outcome::Failure } else { Outcome::Success };
+        let event = AuditEvent::new("mcp.breaker", outcome)
+            .with("mcpeg.service", &**service)
+            .with("mcpeg.breaker.state", state)
+            .with("mcpeg.breaker.failures", change.failures);
+        if let Err(error) = self.audit.record(event) {
+            tracing::error!(%error, service = &**service, "a change of the circuit breaker could not be audited");
+        }
     }
 
     /// Records a message that could not even be read.
@@ -208,13 +271,17 @@ fn event(
     error: Option<Cow<'static, str>>,
     total: Duration,
 ) -> AuditEvent {
-    let decision = if outcome == Outcome::Denied { "deny" } else { "allow" };
+    let decision = call.decision(outcome);
+    let alias = call.plan.as_ref().and_then(|plan| plan.alias.as_deref());
     let versions = (!call.versions.is_empty()).then(|| call.versions.to_vec());
     let mut event = AuditEvent::new("mcp.request", outcome)
         .with("mcp.method.name", call.vendor_method.as_deref().unwrap_or(call.method))
         .with_some("gen_ai.tool.name", call.tool())
         .with("mcpeg.service", service)
         .with("mcpeg.decision", decision)
+        .with_some("mcpeg.rule", call.rule())
+        .with_some("mcpeg.cache", call.cached())
+        .with_some("mcpeg.tool.alias", alias)
         .with_some("error.type", error.as_deref())
         .with("mcpeg.duration", total.as_secs_f64())
         .with_some("mcpeg.secret.versions", versions)

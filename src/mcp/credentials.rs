@@ -44,6 +44,12 @@ pub fn resolve(
     .map_err(|source| CredentialError::Unresolved { place: place(), source })
 }
 
+/// `item@version` of each secret that the service refers to, as far as there is one.
+pub fn versions(settings: &ServiceSettings, secrets: &dyn SecretReader) -> Vec<String> {
+    let version = |item: &String| Some(format!("{item}@{}", secrets.current(item).ok()?.version));
+    items(settings).iter().filter_map(version).collect()
+}
+
 /// The items whose change concerns a service.
 pub fn items(settings: &ServiceSettings) -> BTreeSet<String> {
     let texts: Vec<&SecretText> = match &settings.upstream {

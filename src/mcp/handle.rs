@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use super::McpError;
+use super::breaker::State;
 use super::http::bind::Door;
 use super::registry::{Registry, Shared, Socket, Target, service_socket};
 use super::service::{Service, http_clients};
@@ -162,11 +163,12 @@ impl StatusReport for McpHandle {
     fn conditions(&self) -> Vec<Condition> {
         let registry = self.shared.registry.borrow().clone();
         let condition = |service: &Arc<Service>| {
-            let (state, message) = match service.failure() {
-                Some((_, reason)) => {
+            let (state, message) = match (broken(service), service.failure()) {
+                (Some(broken), _) => (ConditionState::Degraded, broken),
+                (None, Some((_, reason))) => {
                     (ConditionState::Degraded, format!("{reason}; it is tried again when it is needed"))
                 }
-                None => match service.http().and_then(|http| http.trouble()) {
+                (None, None) => match service.http().and_then(|http| http.trouble()) {
                     Some(trouble) => (ConditionState::Degraded, format!("{trouble}; the ones before stay in use")),
                     None => (ConditionState::Ok, String::new()),
                 },
@@ -216,8 +218,27 @@ fn detail_of(service: &Service) -> Value {
         "sessions": service.sessions(),
         "children": children,
         "restarts": service.restarts(),
+        "circuit_breaker": service.policy().breaker.as_ref().map(|breaker| {
+            let (state, failures, wait) = breaker.state();
+            json!({ "state": state.as_str(), "failures": failures, "retry_in_seconds": wait.as_secs_f64() })
+        }),
         "last_failure": service.failure().map(|(time, reason)| json!({ "time": seconds(time), "reason": reason })),
     })
+}
+
+/// What is to be said of a breaker that is not closed.
+fn broken(service: &Service) -> Option<String> {
+    let (state, failures, wait) = service.policy().breaker.as_ref()?.state();
+    match state {
+        State::Closed => None,
+        State::HalfOpen => {
+            Some(format!("the circuit breaker is half-open after {failures} failures in a row: one request finds out"))
+        }
+        State::Open => Some(format!(
+            "the circuit breaker is open after {failures} failures in a row: nothing is tried for another {} s",
+            wait.as_secs()
+        )),
+    }
 }
 
 fn wanted_sockets<'a>(

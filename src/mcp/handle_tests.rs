@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::super::settings::{Limits, OnRotate, StdioSettings, UnixSettings};
-use super::super::testing::{Audit, Secrets, shipping};
-use super::super::{Identity, build};
+use super::super::testing::{Audit, Secrets, no_cache, shipping};
+use super::super::{Identity, Outside, build};
 use super::*;
 
 fn settings(folder: &Path, services: &[(&str, &str)]) -> McpSettings {
@@ -20,6 +20,7 @@ fn settings(folder: &Path, services: &[(&str, &str)]) -> McpSettings {
             on_rotate: OnRotate::Restart,
         }),
         timeout: Duration::from_secs(5),
+        policy: Default::default(),
     };
     McpSettings {
         unix: Some(UnixSettings {
@@ -40,7 +41,9 @@ fn built(settings: McpSettings) -> Result<McpHandle, McpError> {
     let identity = Identity { name: "test".into(), version: "0".into() };
     let meter = opentelemetry::global::meter("test");
     let guard = std::sync::Arc::new(crate::guard::Guard::new().unwrap());
-    build(settings, Secrets::new(&[]), guard, Audit::new(), meter, shipping(), identity).map(|(handle, _)| handle)
+    let (secrets, audit, cache) = (Secrets::new(&[]), Audit::new(), no_cache());
+    let outside = Outside { secrets, guard, audit, meter, shipping: shipping(), cache, identity };
+    build(settings, outside).map(|(handle, _)| handle)
 }
 
 fn names(handle: &McpHandle) -> Vec<String> {

@@ -42,7 +42,7 @@ pub struct Answer<'a> {
     pub body: AnswerBody<'a>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub enum AnswerBody<'a> {
     /// `tool_error`: the result says `"isError": true`.
     Result { raw: Field<'a>, tool_error: bool },

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Counter, Histogram, Meter, UpDownCounter};
+use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter};
 
+use super::breaker::State;
 use super::trace::EXECUTE_TOOL;
 
 pub struct Metrics {
@@ -19,6 +20,10 @@ pub struct Metrics {
     restarts: Counter<u64>,
     bytes: Counter<u64>,
     leaks: Counter<u64>,
+    rules: Counter<u64>,
+    cache: Counter<u64>,
+    breaker_changes: Counter<u64>,
+    breaker_state: Gauge<u64>,
     tools: Mutex<HashSet<Arc<str>>>,
 }
 
@@ -68,6 +73,10 @@ impl Metrics {
             restarts: meter.u64_counter("mcpeg.mcp.child.restarts").with_unit("{restart}").build(),
             bytes: meter.u64_counter("mcpeg.mcp.io").with_unit("By").build(),
             leaks: meter.u64_counter("mcpeg.mcp.leaks").with_unit("{match}").build(),
+            rules: meter.u64_counter("mcpeg.mcp.rules").with_unit("{request}").build(),
+            cache: meter.u64_counter("mcpeg.mcp.cache").with_unit("{request}").build(),
+            breaker_changes: meter.u64_counter("mcpeg.mcp.breaker.changes").with_unit("{change}").build(),
+            breaker_state: meter.u64_gauge("mcpeg.mcp.breaker.state").with_unit("{state}").build(),
             tools: Mutex::default(),
         }
     }
@@ -120,6 +129,32 @@ impl Metrics {
             KeyValue::new("mcpeg.leak.action", action),
         ];
         self.leaks.add(count, &labels);
+    }
+
+    /// A rule of the service file has refused, would have refused, or has cut. Rules are as many as are configured.
+    pub fn ruled(&self, service: &Arc<str>, decision: &'static str, rule: &str) {
+        let labels = [
+            KeyValue::new(SERVICE, service.clone()),
+            KeyValue::new("mcpeg.decision", decision),
+            KeyValue::new("mcpeg.rule", rule.to_owned()),
+        ];
+        self.rules.add(1, &labels);
+    }
+
+    /// A request that may be answered from the cache was (`hit`), or not (`miss`).
+    pub fn looked(&self, service: &Arc<str>, method: &'static str, found: &'static str) {
+        let labels = [
+            KeyValue::new(SERVICE, service.clone()),
+            KeyValue::new("mcp.method.name", method),
+            KeyValue::new("mcpeg.cache", found),
+        ];
+        self.cache.add(1, &labels);
+    }
+
+    pub fn breaker_changed(&self, service: &Arc<str>, state: State) {
+        let service = KeyValue::new(SERVICE, service.clone());
+        self.breaker_state.record(state as u64, std::slice::from_ref(&service));
+        self.breaker_changes.add(1, &[service, KeyValue::new("mcpeg.breaker.state", state.as_str())]);
     }
 
     pub fn bytes(&self, service: &Arc<str>, direction: Direction, count: usize) {

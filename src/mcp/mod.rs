@@ -1,13 +1,15 @@
 //! MCP: carries a client's messages over local sockets to the upstreams, and puts the credentials in on the way.
 //!
 //! The way of a message: `listener` (who may connect) -> `lines` (framing) -> `session` (one client, one service, byte for byte) or
-//! `router` (one client, all services) -> `message` (the envelope only) -> `policy` -> `upstream` (a child or an HTTP session of its
+//! `router` (one client, all services) -> `message` (the envelope only) -> `policy` -> `cache` -> `breaker` -> `upstream` (a child or an HTTP session of its
 //! own) -> `leaks` (no live secret) -> back. `call` records every request on every way out. `registry` is what is configured; `handle` changes it.
 //!
 //! This domain must not know where secrets, audit events and metrics come from or go to: `ports` and a meter are handed in.
 
 mod answer;
+mod breaker;
 mod bridge;
+mod cache;
 mod call;
 pub mod connect;
 mod credentials;
@@ -43,6 +45,7 @@ use std::sync::atomic::AtomicUsize;
 use opentelemetry::metrics::Meter;
 use tokio::sync::{Notify, mpsc, watch};
 
+use self::cache::Answers;
 use self::call::Recorder;
 pub use self::handle::{McpHandle, Staged};
 use self::http::Front;
@@ -51,12 +54,13 @@ use self::leaks::Leaks;
 use self::metrics::Metrics;
 use self::registry::{Registry, Shared};
 use self::settings::McpSettings;
+use self::upstream::backoff::random;
 pub use self::upstream::client::ClientError;
 use crate::guard::Guard;
 use crate::lifecycle::{Part, Readiness, Stage};
 use crate::local_socket::SocketError;
 use crate::output::Shipping;
-use crate::ports::{AuditLog, SecretReader};
+use crate::ports::{AuditLog, Cache, SecretReader};
 
 /// How the aggregate presents itself, to clients and to upstreams.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,16 +79,20 @@ pub enum McpError {
     Client { service: String, source: ClientError },
 }
 
+/// What this domain needs of the others.
+pub struct Outside {
+    pub secrets: Arc<dyn SecretReader>,
+    pub guard: Arc<Guard>,
+    pub audit: Arc<dyn AuditLog>,
+    pub meter: Meter,
+    pub shipping: Shipping,
+    pub cache: Arc<dyn Cache>,
+    pub identity: Identity,
+}
+
 /// Binds the sockets and gives the parts that serve them: a listener, which stops first, and the sessions.
-pub fn build(
-    settings: McpSettings,
-    secrets: Arc<dyn SecretReader>,
-    guard: Arc<Guard>,
-    audit: Arc<dyn AuditLog>,
-    meter: Meter,
-    shipping: Shipping,
-    identity: Identity,
-) -> Result<(McpHandle, Vec<Part>), McpError> {
+pub fn build(settings: McpSettings, outside: Outside) -> Result<(McpHandle, Vec<Part>), McpError> {
+    let Outside { secrets, guard, audit, meter, shipping, cache, identity } = outside;
     let registry = Registry {
         services: BTreeMap::new(),
         sockets: Vec::new(),
@@ -101,6 +109,7 @@ pub fn build(
         secrets,
         leaks: Arc::new(Leaks::new(guard, settings.leak_guard)),
         recorder: Arc::new(Recorder { audit, metrics: Metrics::new(&meter), shipping }),
+        answers: Arc::new(Answers::new(cache, random())),
         identity,
         connections: Arc::new(AtomicUsize::new(0)),
         front,

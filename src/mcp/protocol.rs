@@ -67,6 +67,11 @@ pub const TEMPLATES_LIST: &str = "resources/templates/list";
 pub const RESOURCES_READ: &str = "resources/read";
 pub const SUBSCRIBE: &str = "resources/subscribe";
 pub const UNSUBSCRIBE: &str = "resources/unsubscribe";
+pub const COMPLETE: &str = "completion/complete";
+pub const TOOLS_CHANGED: &str = "notifications/tools/list_changed";
+pub const PROMPTS_CHANGED: &str = "notifications/prompts/list_changed";
+pub const RESOURCES_CHANGED: &str = "notifications/resources/list_changed";
+pub const RESOURCE_UPDATED: &str = "notifications/resources/updated";
 pub const SET_LEVEL: &str = "logging/setLevel";
 /// A request of the modern era whose answer comes only when the subscription ends.
 pub const LISTEN: &str = "subscriptions/listen";
@@ -91,17 +96,8 @@ pub fn names_a_subject(method: &str) -> bool {
     matches!(method, TOOLS_CALL | PROMPTS_GET | RESOURCES_READ | SUBSCRIBE | UNSUBSCRIBE)
 }
 
-const SAFE: [&str; 9] = [
-    TOOLS_LIST,
-    PROMPTS_LIST,
-    PROMPTS_GET,
-    RESOURCES_LIST,
-    TEMPLATES_LIST,
-    RESOURCES_READ,
-    PING,
-    DISCOVER,
-    "completion/complete",
-];
+const SAFE: [&str; 9] =
+    [TOOLS_LIST, PROMPTS_LIST, PROMPTS_GET, RESOURCES_LIST, TEMPLATES_LIST, RESOURCES_READ, PING, DISCOVER, COMPLETE];
 
 const KNOWN: [&str; 26] = [
     TOOLS_CALL,
@@ -121,7 +117,7 @@ const KNOWN: [&str; 26] = [
     UNSUBSCRIBE,
     SET_LEVEL,
     LISTEN,
-    "completion/complete",
+    COMPLETE,
     "roots/list",
     "sampling/createMessage",
     "elicitation/create",

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::watch;
 
 use super::Identity;
+use super::cache::Answers;
 use super::call::Recorder;
 use super::http::Front;
 use super::http::bind::Door;
@@ -60,6 +61,7 @@ pub struct Shared {
     pub secrets: Arc<dyn SecretReader>,
     pub leaks: Arc<Leaks>,
     pub recorder: Arc<Recorder>,
+    pub answers: Arc<Answers>,
     pub identity: Identity,
     pub connections: Arc<AtomicUsize>,
     /// The sessions of HTTP clients.

@@ -11,6 +11,8 @@ use std::time::SystemTime;
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
 
+use super::cache::Changes;
+use super::policy::Policy;
 use super::protocol::Era;
 use super::settings::{ServiceSettings, UpstreamSettings};
 use super::upstream::Failure;
@@ -23,15 +25,17 @@ pub struct Service {
     http: ArcSwapOption<HttpClients>,
     /// What the upstream was found to speak: two bits for each era, the higher one if it is known.
     eras: AtomicU8,
+    pub changes: Changes,
     sessions: AtomicUsize,
     restarts: AtomicU64,
     run: Mutex<Run>,
 }
 
 /// What a session must follow.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ServiceState {
     pub settings: Arc<ServiceSettings>,
+    pub policy: Arc<Policy>,
     /// Counts the changes of `settings`.
     pub revision: u64,
     /// Counts the new versions of secrets that the service refers to.
@@ -49,12 +53,15 @@ struct Run {
 impl Service {
     pub fn new(name: &str, settings: ServiceSettings) -> Result<Self, ClientError> {
         let http = http_clients(&settings)?;
-        let state = ServiceState { settings: Arc::new(settings), revision: 0, rotation: 0, closing: false };
+        let name: Arc<str> = name.into();
+        let policy = Arc::new(Policy::new(name.clone(), settings.policy.clone(), None));
+        let state = ServiceState { settings: Arc::new(settings), policy, revision: 0, rotation: 0, closing: false };
         Ok(Self {
-            name: name.into(),
+            name,
             state: watch::Sender::new(state),
             http: ArcSwapOption::new(http),
             eras: AtomicU8::new(0),
+            changes: Changes::default(),
             sessions: AtomicUsize::new(0),
             restarts: AtomicU64::new(0),
             run: Mutex::default(),
@@ -69,11 +76,17 @@ impl Service {
         self.state.borrow().settings.clone()
     }
 
+    pub fn policy(&self) -> Arc<Policy> {
+        self.state.borrow().policy.clone()
+    }
+
     /// Takes new settings; `http` was built from them.
     pub fn change(&self, settings: ServiceSettings, http: Option<Arc<HttpClients>>) {
         self.http.store(http);
         self.forget_eras();
         self.state.send_modify(|state| {
+            let policy = Policy::new(self.name.clone(), settings.policy.clone(), Some(&*state.policy));
+            state.policy = Arc::new(policy);
             state.settings = Arc::new(settings);
             state.revision += 1;
         });
@@ -85,6 +98,10 @@ impl Service {
             && let Err(error) = http.renew()
         {
             tracing::error!(%error, service = &*self.name, "the HTTP client could not be renewed after a rotation");
+        }
+        // The old one may have been the reason of failures.
+        if let Some(breaker) = &self.policy().breaker {
+            breaker.try_again();
         }
         self.state.send_modify(|state| state.rotation += 1);
     }

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::timeout;
 
+use super::cache::Answers;
 use super::call::Peer;
 use super::credentials;
 use super::http::Start;
@@ -93,6 +94,7 @@ pub fn surroundings(shared: &Arc<Shared>, service: Arc<Service>) -> Surroundings
         leaks: shared.leaks.clone(),
         limits: shared.registry.borrow().limits.clone(),
         recorder: shared.recorder.clone(),
+        answers: shared.answers.clone(),
     }
 }
 
@@ -148,15 +150,15 @@ impl Watchers {
             let revision = service.watch().borrow().revision;
             let items = credentials::items(&service.settings());
             let changes: Vec<_> = items.iter().filter_map(|item| shared.secrets.subscribe(item)).collect();
-            let task = self.tasks.spawn(follow(service.clone(), changes));
+            let task = self.tasks.spawn(follow(service.clone(), shared.answers.clone(), changes));
             self.running.insert(name.clone(), (service.clone(), revision, task));
         }
         while self.tasks.try_join_next().is_some() {}
     }
 }
 
-async fn follow(service: Arc<Service>, changes: Vec<watch::Receiver<u64>>) {
-    tokio::join!(follow_secrets(&service, changes), follow_files(&service));
+async fn follow(service: Arc<Service>, answers: Arc<Answers>, changes: Vec<watch::Receiver<u64>>) {
+    tokio::join!(follow_secrets(&service, &answers, changes), follow_files(&service));
 }
 
 /// Looks at the files for as long as the settings, whose change ends this task, name any.
@@ -169,11 +171,16 @@ async fn follow_files(service: &Service) {
     }
 }
 
-async fn follow_secrets(service: &Service, mut changes: Vec<watch::Receiver<u64>>) {
+/// What was answered under other settings or with other secrets is forgotten.
+async fn follow_secrets(service: &Service, answers: &Answers, mut changes: Vec<watch::Receiver<u64>>) {
+    answers.forget_all(&service.name).await;
     while !changes.is_empty() {
         let (changed, which, _) = select_all(changes.iter_mut().map(|change| Box::pin(change.changed()))).await;
         match changed {
-            Ok(()) => service.rotated(),
+            Ok(()) => {
+                service.rotated();
+                answers.forget_all(&service.name).await;
+            }
             // The item is configured no more.
             Err(_) => drop(changes.swap_remove(which)),
         }

@@ -1,5 +1,8 @@
 //! What the MCP domain is told by the configuration, checked.
 
+pub mod pattern;
+pub mod policy;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,6 +11,7 @@ use std::time::Duration;
 use http::HeaderName;
 use url::Url;
 
+use self::policy::PolicySettings;
 use crate::child::Identity;
 use crate::secret::SecretText;
 use crate::tls::Files;
@@ -110,6 +114,7 @@ pub struct ServiceSettings {
     pub upstream: UpstreamSettings,
     /// From a request's arrival to its answer.
     pub timeout: Duration,
+    pub policy: PolicySettings,
 }
 
 #[derive(Debug, Clone, PartialEq)]

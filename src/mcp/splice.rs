@@ -44,6 +44,11 @@ pub fn add_members(object: &str, members: &[(&str, &str)], present: impl Fn(&str
     Some(extended)
 }
 
+/// Where `part` ends in `text`. `None` if it was not read from there.
+pub fn end_within(text: &str, part: Field<'_>) -> Option<usize> {
+    range_within(text, part.raw()).map(|range| range.end)
+}
+
 /// Where `part`, a slice of `whole`, begins and ends in it.
 fn range_within(whole: &str, part: &str) -> Option<Range<usize>> {
     let start = (part.as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;

@@ -7,12 +7,14 @@ use std::time::SystemTime;
 
 use tokio::sync::watch;
 
+use super::cache::Answers;
 use super::leaks::Leaks;
 use super::settings::LeakAction;
 use crate::guard::Guard;
 use crate::output::Shipping;
 use crate::ports::{
-    AuditEvent, AuditLog, AuditRefused, AuditValue, LogLine, LogSink, Redactor, SecretReader, SecretUnavailable,
+    AuditEvent, AuditLog, AuditRefused, AuditValue, Cache, CacheFuture, CacheStats, LogLine, LogSink, Redactor,
+    SecretReader, SecretUnavailable,
 };
 use crate::secret::{Secret, SecretVersion};
 
@@ -122,4 +124,38 @@ impl Redactor for Unseen {
 
 impl LogSink for Unseen {
     fn ship(&self, _line: &LogLine<'_>) {}
+}
+
+/// As sessions use it.
+pub fn answers() -> Arc<Answers> {
+    Arc::new(Answers::new(no_cache(), 0))
+}
+
+/// A cache that keeps nothing.
+pub fn no_cache() -> Arc<dyn Cache> {
+    Arc::new(NoCache)
+}
+
+struct NoCache;
+
+impl Cache for NoCache {
+    fn get(&self, _key: &str) -> CacheFuture<Option<bytes::Bytes>> {
+        Box::pin(std::future::ready(None))
+    }
+
+    fn set(&self, _key: &str, _value: bytes::Bytes, _ttl: std::time::Duration) -> CacheFuture<()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn delete(&self, _key: &str) -> CacheFuture<()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn clear(&self, _prefix: &str) -> CacheFuture<()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    fn stats(&self) -> CacheStats {
+        CacheStats::default()
+    }
 }

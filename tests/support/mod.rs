@@ -7,6 +7,7 @@ pub mod bao;
 pub mod collector;
 pub mod counting;
 pub mod enterprise;
+pub mod library;
 pub mod mcp;
 pub mod memory;
 pub mod nginx;

@@ -99,7 +99,7 @@ pub fn service_name(name: &str, unix: Option<&UnixSettings>, check: &mut Check<'
     }
 }
 
-pub fn service(raw: RawServiceFile, default_timeout: Duration, check: &mut Check<'_>) -> Option<ServiceSettings> {
+pub fn service(mut raw: RawServiceFile, default_timeout: Duration, check: &mut Check<'_>) -> Option<ServiceSettings> {
     let known_kind = raw.kind == RawServiceKind::Mcp;
     if !known_kind {
         check.problem(&["type"], "this type of service is not available in this version; `mcp` is");
@@ -112,6 +112,7 @@ pub fn service(raw: RawServiceFile, default_timeout: Duration, check: &mut Check
     if timeout.is_zero() {
         check.problem(&["timeout"], "expected more than nothing");
     }
+    let policy = super::policy::settings(&mut raw, check);
     let upstream = match (raw.command.is_some(), raw.url.is_some()) {
         (true, false) => UpstreamSettings::Stdio(stdio(raw, check)),
         (false, true) => UpstreamSettings::Http(http(raw, check)?),
@@ -124,18 +125,12 @@ pub fn service(raw: RawServiceFile, default_timeout: Duration, check: &mut Check
             return None;
         }
     };
-    Some(ServiceSettings { upstream, timeout })
+    Some(ServiceSettings { upstream, timeout, policy })
 }
 
 /// Keys that later versions serve. Those of other service types are refused with the type.
 fn refuse_later_keys(raw: &RawServiceFile, known_kind: bool, check: &mut Check<'_>) {
-    let breaker = raw.circuit_breaker.as_ref().is_some_and(|breaker| breaker.enabled != Some(false));
-    check.unavailable_if(breaker, &["circuit_breaker"]);
-    check.unavailable_if(raw.allow.is_some(), &["allow"]);
-    check.unavailable_if(raw.deny.is_some(), &["deny"]);
     if known_kind {
-        check.unavailable_if(raw.tools.is_some(), &["tools"]);
-        check.unavailable_if(raw.resources.is_some(), &["resources"]);
         check.unavailable_if(raw.driver.is_some(), &["driver"]);
         check.unavailable_if(raw.connection.is_some(), &["connection"]);
         check.unavailable_if(raw.pool.is_some(), &["pool"]);

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::scalar::{RawAccount, RawDuration, RawGlob, RawMode, RawPath, RawSecretText, RawUrl};
+use super::policy::{RawBreaker, RawPeerRules, RawResource, RawRules, RawTool};
+use super::scalar::{RawAccount, RawDuration, RawMode, RawPath, RawSecretText, RawUrl};
 use super::secrets::RawTls;
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -148,15 +149,23 @@ pub struct RawServiceFile {
     pub on_rotate: Option<RawOnRotate>,
     /// From a request's arrival to its answer. Default: `global.timeout`.
     pub timeout: Option<RawDuration>,
-    /// Not available in this version.
+    /// Left out: failures are not counted.
     pub circuit_breaker: Option<RawBreaker>,
-    /// Not available in this version.
+    /// What may be used, where not everything may.
     pub allow: Option<RawRules>,
-    /// Not available in this version.
+    /// What may not be used, whatever `allow` says.
     pub deny: Option<RawRules>,
-    /// Not available in this version.
+    /// Rules for single users besides; the first entry that names a peer holds for it.
+    pub peers: Option<Vec<RawPeerRules>>,
+    /// What would be refused passes, and is put on record as `would_deny`. Default: `false`.
+    pub dry_run: Option<bool>,
+    /// Arguments of calls are checked against the `inputSchema` of their tools, once a list has shown it. Default: `false`.
+    pub validate_arguments: Option<bool>,
+    /// Whether answers are kept as long as a server of the modern era allows by `ttlMs`. Default: `true`.
+    pub server_ttl: Option<bool>,
+    /// What holds for single tools.
     pub tools: Option<Vec<RawTool>>,
-    /// Not available in this version.
+    /// What holds for single resources.
     pub resources: Option<Vec<RawResource>>,
     /// Not available in this version: the database of a `type: database` service.
     pub driver: Option<RawDriver>,
@@ -188,45 +197,6 @@ pub enum RawOnRotate {
     Restart,
     /// The next child gets the new value.
     Ignore,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RawBreaker {
-    pub enabled: Option<bool>,
-    #[schemars(range(min = 1))]
-    pub failure_threshold: Option<u32>,
-    pub reset_timeout: Option<RawDuration>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RawRules {
-    #[serde(default)]
-    pub tools: Vec<RawGlob>,
-    #[serde(default)]
-    pub resources: Vec<RawGlob>,
-    #[serde(default)]
-    pub prompts: Vec<RawGlob>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RawTool {
-    pub name: String,
-    pub description: Option<String>,
-    pub timeout: Option<RawDuration>,
-    pub cache_ttl: Option<RawDuration>,
-    pub max_rows: Option<u64>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RawResource {
-    pub pattern: String,
-    pub handler: Option<String>,
-    pub cache_ttl: Option<RawDuration>,
-    pub max_rows: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]

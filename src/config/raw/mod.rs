@@ -8,6 +8,7 @@
 pub mod hooks;
 pub mod mcp;
 pub mod operation;
+pub mod policy;
 pub mod render;
 pub mod scalar;
 pub mod secrets;

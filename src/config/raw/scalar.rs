@@ -13,6 +13,7 @@ use serde::de::{Deserializer, Error, Visitor};
 use url::Url;
 
 use crate::config::units;
+use crate::mcp::settings::policy::Rate;
 use crate::secret::{Part, Secret, SecretRef, SecretText};
 
 macro_rules! scalar {
@@ -72,6 +73,11 @@ scalar!(
 scalar!(
     /// A name in which `*` stands for any characters.
     RawGlob(String), "glob", {"type": "string", "format": "glob"}, |text| Some(text.to_owned())
+);
+
+scalar!(
+    /// So many in a second, a minute or an hour: `10/s`, `100/m`, `1000/h`.
+    RawRate(Rate), "rate", {"type": "string", "format": "rate", "pattern": "^[0-9]+/(s|m|h)$"}, units::parse_rate
 );
 
 /// The name or the number of a user or a group of the system.

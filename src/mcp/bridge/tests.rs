@@ -30,7 +30,7 @@ impl Ends {
             identity: None,
             on_rotate: OnRotate::Ignore,
         });
-        let settings = ServiceSettings { upstream, timeout: Duration::from_secs(1) };
+        let settings = ServiceSettings { upstream, timeout: Duration::from_secs(1), policy: Default::default() };
         let service = Arc::new(Service::new("s", settings).unwrap());
         let bridge = Bridge::new(service, Duration::from_secs(60));
         Self { bridge, sent: Vec::new(), given: Vec::new(), withdrawn: Vec::new() }

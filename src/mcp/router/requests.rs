@@ -14,7 +14,7 @@ use crate::mcp::answer;
 use crate::mcp::call::{Call, Ending};
 use crate::mcp::lines::TooLong;
 use crate::mcp::message::{Field, IdKey, Message, Notification, Refusal, Request, id_of_refused, parse};
-use crate::mcp::policy::{Decision, decide};
+use crate::mcp::policy::{Denial, decide};
 use crate::mcp::protocol::{
     CANCELLED, DISCOVER, Era, INITIALIZE, LEGACY, MODERN, PING, PROMPTS_GET, RESOURCES_READ, SUBSCRIBE, TOOLS_CALL,
     UNSUBSCRIBE, code,
@@ -51,7 +51,7 @@ impl Router {
             let message = "the id belongs to a request that is not answered yet";
             return self.refuse_request(request, code::INVALID_REQUEST, message, "duplicate_id");
         }
-        if let Decision::Deny(denial) = decide(request, self.open.len(), &registry.limits) {
+        if let Err(denial) = decide(request, self.open.len(), &registry.limits) {
             return self.refuse_request(request, denial.code, &denial.message, denial.kind);
         }
         let era = match request.modern_version() {
@@ -173,6 +173,9 @@ impl Router {
     }
 
     fn route(&mut self, request: &Request<'_>, line: String, service: &Arc<Service>, era: Era) {
+        if let Some(denial) = service.policy().refuses_peer(self.peer) {
+            return self.refuse_by_rule(request, service, &denial);
+        }
         let routed = Open::Routed { service: service.name.to_string(), id: request.id.raw().into() };
         self.open.insert(request.key.clone(), routed);
         self.submit(request.key.clone(), Ask::Line(line.into_bytes()), service, era);
@@ -184,8 +187,12 @@ impl Router {
             return self.refuse_request(request, code::INVALID_PARAMS, message, "invalid_params");
         }
         let call = Call::begin(request, &self.name, self.version);
-        let mut list = Collection::new(kind, registry.services.keys().cloned(), registry.limits.max_message_bytes);
-        let asked = registry.services.values().filter(|service| {
+        // A service that is not for this client is not there.
+        let peer = self.peer;
+        let visible = || registry.services.values().filter(|service| service.policy().refuses_peer(peer).is_none());
+        let names = visible().map(|service| service.name.to_string());
+        let mut list = Collection::new(kind, names, registry.limits.max_message_bytes);
+        let asked = visible().filter(|service| {
             let lacks = self.branches.get(&*service.name).is_some_and(|branch| branch.lacks(kind.capability()));
             if lacks {
                 list.add_nothing(&service.name);
@@ -242,6 +249,14 @@ impl Router {
     fn refuse_request(&mut self, request: &Request<'_>, code: i32, message: &str, kind: &'static str) {
         let line = answer::error(Some(request.id), code, message, None);
         self.settle(&Call::begin(request, &self.name, self.version), &Ending::Denied { kind }, line);
+    }
+
+    fn refuse_by_rule(&mut self, request: &Request<'_>, service: &Service, denial: &Denial) {
+        let data = json!({ "service": &*service.name, "reason": denial.kind, "rule": denial.rule });
+        let line = answer::error(Some(request.id), denial.code, &denial.message, Some(&data));
+        let mut call = Call::begin(request, &self.name, self.version);
+        call.refused(denial);
+        self.settle(&call, &Ending::Denied { kind: denial.kind }, line);
     }
 
     fn refuse(&mut self, id: Option<Field<'_>>, refusal: &Refusal, kind: &str) {

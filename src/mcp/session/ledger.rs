@@ -48,13 +48,18 @@ impl Ledger {
         self.calls.get(key).map(|entry| &entry.call)
     }
 
+    pub fn get_mut(&mut self, key: &IdKey) -> Option<&mut Call> {
+        self.calls.get_mut(key).map(|entry| &mut entry.call)
+    }
+
     /// Only calls without a deadline are left, which may take for ever.
     pub fn only_endless(&self) -> bool {
         self.calls.values().all(|entry| entry.deadline.is_none())
     }
 
     /// Enters a call. `timeout`: `None` for a request that lasts as long as the client wants.
-    pub fn enter(&mut self, key: IdKey, call: Call, timeout: Option<Duration>) {
+    pub fn enter(&mut self, key: IdKey, mut call: Call, timeout: Option<Duration>) {
+        call.timeout = timeout;
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         if let Some(deadline) = deadline
             && (!self.armed || deadline < self.alarm.deadline())

@@ -10,25 +10,31 @@
 //! has none.
 
 mod bridged;
+mod gate;
 mod ledger;
 mod traffic;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use self::gate::Chore;
 use self::ledger::Ledger;
 use super::bridge::Bridge;
 use super::call::Peer;
 use super::lines::{Lines, Progress};
 use super::message::IdKey;
+use super::policy::Policy;
 use super::service::{ServiceState, SessionCount};
 use super::settings::ServiceSettings;
 use super::upstream::{Inheritance, Surroundings, Upstream};
@@ -69,6 +75,10 @@ pub struct Session<R, W> {
     ledger: Ledger,
     /// Stands between the client's era and the upstream's, where they differ.
     bridge: Bridge,
+    policy: Arc<Policy>,
+    /// Requests that wait for room, or for a cache that is elsewhere.
+    held: HashMap<IdKey, Bytes>,
+    chores: FuturesUnordered<Chore>,
     upstream: Upstream,
     /// Replaces `upstream` as soon as that is drained.
     next: Option<Upstream>,
@@ -99,6 +109,9 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             client,
             ledger,
             bridge,
+            policy: now.policy,
+            held: HashMap::new(),
+            chores: FuturesUnordered::new(),
             upstream,
             next: None,
             closing_upstreams: JoinSet::new(),
@@ -135,6 +148,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
                     self.bridge.expire();
                     self.take_steps();
                 }
+                Some(done) = self.chores.next() => self.on_done(done),
                 Some(_) = self.closing_upstreams.join_next() => {}
                 () = sleep(GONE_CHECK), if !read_client => {
                     self.client_reads = !self.client.writer().is_gone(!self.client_writes);
@@ -175,6 +189,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         self.closing |= now.closing;
         if revision != now.revision {
             self.settings = now.settings;
+            self.policy = now.policy;
             self.replace("settings_changed");
         } else if rotation != now.rotation && self.next.is_none() && self.upstream.rotated() {
             self.replace("secret_rotated");

@@ -12,6 +12,7 @@ use super::*;
 use crate::mcp::call::Recorder;
 use crate::mcp::metrics::Metrics;
 use crate::mcp::service::Service;
+use crate::mcp::settings::policy::PolicySettings;
 use crate::mcp::settings::{Limits, OnRotate, StdioSettings, UpstreamSettings};
 use crate::mcp::testing::{Audit, Secrets, shipping};
 use crate::secret::{Part, SecretRef, SecretText};
@@ -49,7 +50,9 @@ impl Client {
             identity: None,
             on_rotate: OnRotate::Restart,
         });
-        let service = Arc::new(Service::new("s", ServiceSettings { upstream, timeout }).unwrap());
+        let service = Arc::new(
+            Service::new("s", ServiceSettings { upstream, timeout, policy: PolicySettings::default() }).unwrap(),
+        );
         let (secrets, audit) = (Secrets::new(&[("token", "one")]), Audit::new());
         let metrics = Metrics::new(&opentelemetry::global::meter("test"));
         let limits = Limits { max_in_flight: 3, ..Limits::small() };
@@ -60,6 +63,7 @@ impl Client {
             limits,
             recorder,
             leaks: crate::mcp::testing::leaks(),
+            answers: crate::mcp::testing::answers(),
         };
         let (near, far) = UnixStream::pair().unwrap();
         let (reader, writer) = far.into_split();

@@ -16,7 +16,7 @@ use crate::mcp::message::{
     parse,
 };
 use crate::mcp::metrics::Direction;
-use crate::mcp::policy::{Decision, Denial, decide};
+use crate::mcp::policy::{Denial, decide};
 use crate::mcp::protocol::{CANCELLED, INITIALIZE, LISTEN, code, known_version};
 use crate::mcp::upstream::outgoing::Outgoing;
 use crate::mcp::upstream::replay::Agreed;
@@ -55,6 +55,9 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
                 self.around.recorder.metrics.bytes(&self.around.service.name, Direction::FromUpstream, count);
             }
             Event::Lost { keys, failure, versions, gone } => {
+                if !keys.is_empty() {
+                    self.note_failure(failure.kind);
+                }
                 let lost: Vec<IdKey> = keys.into_iter().flat_map(|key| self.bridge.lost(key, &failure)).collect();
                 self.take_steps();
                 for key in lost {
@@ -74,9 +77,12 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     pub(super) fn expire(&mut self) {
         for key in self.ledger.overdue() {
             let versions = self.versions_for(&key);
-            self.withdraw(&key, None);
+            if self.held.remove(&key).is_none() {
+                self.withdraw(&key, None);
+                self.note_failure("timeout");
+            }
             if let Some((call, recorded)) = self.ledger.settle(&key, versions, &Ending::TimedOut) {
-                let timeout = self.settings.timeout;
+                let timeout = call.timeout.unwrap_or_default();
                 let message = format!("service {}: no answer within {timeout:?}", self.around.service.name);
                 self.answer_failure(&call, recorded, code::TIMED_OUT, &message, "timeout");
             }
@@ -134,31 +140,64 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     }
 
     fn on_request(&mut self, request: &Request<'_>, line: &Bytes) {
+        match self.with_original_name(request, line) {
+            Ok(None) => self.on_named_request(request, line, None),
+            // Only the name in it is another one.
+            Ok(Some(line)) => {
+                if let Ok(Message::Request(renamed)) = parse(&line) {
+                    self.on_named_request(&renamed, &line, request.called_name().as_deref());
+                }
+            }
+            Err(denial) => {
+                let call = Call::begin(request, &self.around.service.name, self.version);
+                self.deny(call, &denial);
+            }
+        }
+    }
+
+    /// `alias`: the name that the client knows the tool by, if it is another one.
+    fn on_named_request(&mut self, request: &Request<'_>, line: &Bytes, alias: Option<&str>) {
         let mut call = Call::begin(request, &self.around.service.name, self.version);
         if self.ledger.contains(&request.key) {
             let message = "the id belongs to a request that is not answered yet".to_owned();
-            return self.deny(&call, &Denial { code: code::INVALID_REQUEST, message, kind: "duplicate_id" });
+            return self.deny(call, &Denial::new(code::INVALID_REQUEST, "duplicate_id", message));
         }
-        if let Decision::Deny(denial) = decide(request, self.ledger.len(), &self.around.limits) {
-            return self.deny(&call, &denial);
+        let judged =
+            decide(request, self.ledger.len(), &self.around.limits).and_then(|()| self.judge(request, line, &mut call));
+        if let Some(alias) = alias {
+            call.plan.get_or_insert_default().alias = Some(alias.into());
+        }
+        if let Err(denial) = judged {
+            return self.deny(call, &denial);
         }
         if self.around.recorder.audit.ready().is_err() {
             return self.deny_unaudited(&call);
         }
-        call.sent();
-        let timeout = (request.method != LISTEN).then_some(self.settings.timeout);
+        let own_time = call.plan.as_ref().and_then(|plan| plan.timeout);
+        let timeout = (request.method != LISTEN).then_some(own_time.unwrap_or(self.settings.timeout));
+        self.ledger.enter(request.key.clone(), call, timeout);
+        self.forward(request, line);
+    }
+
+    /// Sends a request that is in the ledger to the upstream.
+    pub(super) fn send_on(&mut self, request: &Request<'_>, line: &Bytes) {
+        if let Some(call) = self.ledger.get_mut(&request.key) {
+            call.sent();
+        }
         if self.bridge.request(request, line) {
-            self.ledger.enter(request.key.clone(), call, timeout);
             return self.take_steps();
         }
         let hints = matches!(self.target(), Upstream::Http(_));
+        let Some(call) = self.ledger.get(&request.key) else { return };
         let outgoing = Outgoing::request(request, line.clone(), hints, call.span.onward.as_deref());
-        self.ledger.enter(request.key.clone(), call, timeout);
         self.target().send(outgoing);
     }
 
     fn on_notification(&mut self, notification: &Notification<'_>, line: &Bytes) {
         if notification.method != CANCELLED {
+            if self.policy.refuses_peer(self.ledger.peer).is_some() {
+                return;
+            }
             if self.bridge.notification(notification, line) {
                 return self.take_steps();
             }
@@ -173,7 +212,9 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             return;
         }
         let versions = self.versions_for(&key);
-        self.withdraw(&key, Some(line.clone()));
+        if self.held.remove(&key).is_none() {
+            self.withdraw(&key, Some(line.clone()));
+        }
         if let Some((_, Err(error))) = self.ledger.settle(&key, versions, &Ending::Cancelled) {
             tracing::error!(%error, service = &*self.around.service.name, "a cancelled request could not be audited");
         }
@@ -201,6 +242,9 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
                     && let Some(key) = notification.cancelled()
                 {
                     self.asked.remove(&key);
+                }
+                if !self.note_news(&notification) {
+                    return;
                 }
                 if self.bridge.upstream_notification(&notification, line) {
                     return self.take_steps();
@@ -250,10 +294,35 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
 
     /// The client gets an answer, as it is or as the bridge has written it.
     pub(super) fn settle_answer(&mut self, answer: &Answer<'_>, line: &Bytes, versions: Arc<[String]>) {
-        let Some(key) = &answer.key else { return };
-        let (ending, result) = match answer.body {
-            AnswerBody::Result { raw, tool_error } => (Ending::Answered { tool_error }, Some(raw.raw())),
-            AnswerBody::Error { code, .. } => (Ending::ErrorAnswer { code }, None),
+        if let Some(key) = &answer.key {
+            self.note_answer(key, answer, line);
+            self.give_answer(key, answer, line, versions);
+        }
+    }
+
+    /// The client gets an answer, of the upstream or of the cache, as the policy wants it.
+    pub(super) fn give_answer(&mut self, key: &IdKey, answer: &Answer<'_>, line: &Bytes, versions: Arc<[String]>) {
+        let Some(shaped) = self.shaped(key, answer, line) else {
+            return self.deliver(key, answer, line, versions, None);
+        };
+        if let Ok(Message::Answer(answer)) = parse(&shaped.line) {
+            self.deliver(key, &answer, &shaped.line, versions, shaped.withheld);
+        }
+    }
+
+    /// `withheld`: what the upstream said is not in it, and why.
+    fn deliver(
+        &mut self,
+        key: &IdKey,
+        answer: &Answer<'_>,
+        line: &Bytes,
+        versions: Arc<[String]>,
+        withheld: Option<&'static str>,
+    ) {
+        let (ending, result) = match (withheld, answer.body) {
+            (Some(kind), _) => (Ending::Denied { kind }, None),
+            (None, AnswerBody::Result { raw, tool_error }) => (Ending::Answered { tool_error }, Some(raw.raw())),
+            (None, AnswerBody::Error { code, .. }) => (Ending::ErrorAnswer { code }, None),
         };
         let checked = self.around.leaks.check(line, Some(answer.id));
         let ending = if matches!(checked, Checked::Blocked(_)) { Ending::Denied { kind: LEAK } } else { ending };
@@ -325,9 +394,10 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         self.client.push(&answer::error(id, refusal.code(), &refusal.to_string(), None));
     }
 
-    fn deny(&mut self, call: &Call, denial: &Denial) {
-        let recorded = self.ledger.settle_at_once(call, &Ending::Denied { kind: denial.kind });
-        self.answer_failure(call, recorded, denial.code, &denial.message, denial.kind);
+    fn deny(&mut self, mut call: Call, denial: &Denial) {
+        call.refused(denial);
+        let recorded = self.ledger.settle_at_once(&call, &Ending::Denied { kind: denial.kind });
+        self.answer_denial(&call, recorded, denial);
     }
 
     /// Nothing may happen that could not be put on record. That the denial cannot be either is said by the trail itself.
@@ -346,12 +416,23 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         message: &str,
         reason: &str,
     ) {
+        let data = json!({ "service": &*self.around.service.name, "reason": reason });
+        self.answer_error(call, recorded, code, message, &data);
+    }
+
+    pub(super) fn answer_error(
+        &mut self,
+        call: &Call,
+        recorded: Result<(), AuditRefused>,
+        code: i32,
+        message: &str,
+        data: &serde_json::Value,
+    ) {
         if let Err(error) = recorded {
             return self.answer_unaudited(call, &error);
         }
-        let data = json!({ "service": &*self.around.service.name, "reason": reason });
         // The words may be the upstream's.
-        let line = answer::error(Some(Field(&call.id)), code, message, Some(&data));
+        let line = answer::error(Some(Field(&call.id)), code, message, Some(data));
         let checked = self.around.leaks.check(&line, None);
         if let Err(error) = self.record_leak(&checked, Within::Failure, Some(call)) {
             return self.answer_unaudited(call, &error);

@@ -23,6 +23,7 @@ use self::http::HttpUpstream;
 use self::outgoing::Outgoing;
 use self::replay::Replay;
 use self::stdio::StdioUpstream;
+use super::cache::Answers;
 use super::call::Recorder;
 use super::leaks::Leaks;
 use super::message::IdKey;
@@ -39,6 +40,7 @@ pub struct Surroundings {
     pub leaks: Arc<Leaks>,
     pub limits: Limits,
     pub recorder: Arc<Recorder>,
+    pub answers: Arc<Answers>,
 }
 
 pub enum Upstream {

@@ -129,7 +129,7 @@ impl Rig {
             tls: Files::default(),
             server_name: None,
         });
-        let settings = ServiceSettings { upstream, timeout };
+        let settings = ServiceSettings { upstream, timeout, policy: Default::default() };
         let service = Arc::new(Service::new("s", settings.clone()).unwrap());
         let metrics = Metrics::new(&opentelemetry::global::meter("test"));
         let limits = Limits { max_in_flight: 2, ..Limits::small() };
@@ -140,6 +140,7 @@ impl Rig {
             limits,
             recorder,
             leaks: crate::mcp::testing::leaks(),
+            answers: crate::mcp::testing::answers(),
         };
         let log = Arc::default();
         let mut server = JoinSet::new();

@@ -1,0 +1,125 @@
+//! The written shape of what a service file says about who may use what, within which bounds.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::scalar::{RawDuration, RawGlob, RawRate, RawSize};
+
+/// Failures in a row after which a service is left alone for a while, and whoever asks is answered at once. Shared by all its sessions.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawBreaker {
+    /// Default: `true`, where the section is there.
+    pub enabled: Option<bool>,
+    /// Connections that fail, programs that die, time-outs, answers 5xx; not what a tool says. Default: 5.
+    #[schemars(range(min = 1, max = 1000000))]
+    pub failure_threshold: Option<u32>,
+    /// How long nothing is tried; then one request is. Default: `60s`.
+    pub reset_timeout: Option<RawDuration>,
+}
+
+/// Patterns, in which `*` stands for any characters, for the names that the server gives. A kind that is left out is not concerned.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawRules {
+    pub tools: Option<Vec<RawGlob>>,
+    /// Addresses; a template such as `repo://{owner}/{name}` may stand here as well.
+    pub resources: Option<Vec<RawGlob>>,
+    pub prompts: Option<Vec<RawGlob>>,
+    /// Users of local clients by their uids, and `tcp` for whoever has shown the token of `transports.http`.
+    pub peers: Option<Vec<RawPeer>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum RawPeer {
+    Uid(u32),
+    Name(RawPeerName),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawPeerName {
+    Tcp,
+}
+
+/// Rules that hold for some peers besides those of the service.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawPeerRules {
+    /// Left out: everybody whom no entry before names.
+    pub peers: Option<Vec<RawPeer>>,
+    #[serde(default)]
+    pub allow: RawPeerRuleSet,
+    /// Wins over `allow`.
+    #[serde(default)]
+    pub deny: RawPeerRuleSet,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawPeerRuleSet {
+    pub tools: Option<Vec<RawGlob>>,
+    pub resources: Option<Vec<RawGlob>>,
+    pub prompts: Option<Vec<RawGlob>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawTool {
+    /// The server's name of the tool, or a pattern with `*`. An exact name comes before patterns, else the first that matches holds.
+    pub name: String,
+    /// The name that clients know the tool by, on every socket.
+    pub rename: Option<String>,
+    /// What clients are told of the tool, in place of the server's words.
+    pub description: Option<String>,
+    /// It is not listed, and can be called by those who know it. What nobody may call belongs under `deny`. Default: `false`.
+    #[serde(default)]
+    pub hide: bool,
+    /// From a call's arrival to its answer. Default: the service's.
+    pub timeout: Option<RawDuration>,
+    /// Results without errors are kept so long. Default: not at all.
+    pub cache_ttl: Option<RawDuration>,
+    /// Who gets what is kept. Default: `private`.
+    pub cache_scope: Option<RawCacheScope>,
+    /// Calls of all clients together that are with the server; more wait, within their time. Default: no bound.
+    #[schemars(range(min = 1, max = 65536))]
+    pub concurrency: Option<u32>,
+    /// Calls of all clients together; more are refused. As many may come at once. Default: no bound.
+    pub rate: Option<RawRate>,
+    /// A larger result is withheld, and the model told so. Default: `transports.limits.max_message_mb`.
+    pub max_bytes: Option<RawSize>,
+    /// Longer lists, in structured content or in text that is JSON, are cut. Default: no bound.
+    #[schemars(range(max = 10000000))]
+    pub max_rows: Option<u32>,
+    /// Arguments are checked against the tool's `inputSchema`, once a list has shown it. Default: `validate_arguments` of the service.
+    pub validate_arguments: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawCacheScope {
+    /// Whoever has asked: a user of this machine, or the holder of the token.
+    Private,
+    /// Everybody who may ask.
+    Public,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawResource {
+    /// Addresses: `{name}` stands for one segment, `{+name}` and `*` for any characters. The first that matches holds.
+    pub pattern: String,
+    /// Not available in this version.
+    pub handler: Option<String>,
+    /// From a request's arrival to its answer. Default: the service's.
+    pub timeout: Option<RawDuration>,
+    /// Contents are kept so long. Default: as the server says.
+    pub cache_ttl: Option<RawDuration>,
+    /// Who gets what is kept. Default: `private`.
+    pub cache_scope: Option<RawCacheScope>,
+    /// A larger content is withheld. Default: `transports.limits.max_message_mb`.
+    pub max_bytes: Option<RawSize>,
+    /// Not available in this version.
+    pub max_rows: Option<u64>,
+}
