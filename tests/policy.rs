@@ -336,3 +336,45 @@ async fn a_breaker_leaves_a_service_alone_and_finds_out_when_it_works() {
     assert!(metrics.text().contains("mcpeg_mcp_breaker_changes_total{"), "{}", metrics.text());
     assert!(metrics.text().contains("mcpeg_mcp_rules_total{"), "{}", metrics.text());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_holds_over_http() {
+    let library = Library::new(&["60000"]);
+    let rules = "deny: { tools: [\"delete_*\"] }\ntools: [ { name: rows, rename: table, max_rows: 1 } ]\n";
+    let main = "version: \"1.0\"\naudit: { path: audit.log }\n\
+        secrets:\n  providers: { own: { type: file, path: secrets.yaml } }\n  items: { local: { provider: own, path: local } }\n\
+        transports: { http: { enabled: true, port: 0, token: \"${secret.local.token}\" } }\n\
+        services: { library: { config_file: library.yaml } }\n";
+    let folder = Folder::new(&[("mcpeg.yaml", main), ("secrets.yaml", "local: { token: token-of-the-agent }\n")]);
+    folder.write("library.yaml", &library.service(rules));
+    let sidecar = Sidecar::start(folder);
+    let at = sidecar.ready.split("mcp http").nth(1).unwrap_or_else(|| panic!("{}", sidecar.ready));
+    let url = format!("http{}", at.split([',', ';']).next().unwrap().trim());
+    let client = crate::support::http();
+    let ask = async |path: &str, method: &str, params: Value| -> Value {
+        let mut request = client
+            .post(format!("{url}{path}"))
+            .bearer_auth("token-of-the-agent")
+            .header("Accept", "application/json, text/event-stream")
+            .header("MCP-Protocol-Version", "2026-07-28")
+            .header("Mcp-Method", method);
+        if let Some(name) = params["name"].as_str() {
+            request = request.header("Mcp-Name", name);
+        }
+        let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": modern(params) });
+        let text = request.json(&body).send().await.unwrap().text().await.unwrap();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    };
+    for (path, prefix) in [("/library", ""), ("", "library__")] {
+        let list = ask(path, "tools/list", json!({})).await.to_string();
+        assert!(list.contains(&format!("\"{prefix}table\"")) && !list.contains("delete_all"), "{list}");
+        let called = |tool: &str| json!({ "name": format!("{prefix}{tool}"), "arguments": { "n": 2 } });
+        refused(&ask(path, "tools/call", called("delete_all")).await, -32014, "deny.tools: delete_*");
+        let rows = ask(path, "tools/call", called("table")).await;
+        assert_eq!(rows["result"]["structuredContent"]["rows"].as_array().map(Vec::len), Some(1), "{rows}");
+    }
+    assert_eq!((library.has_read("delete_all"), library.has_read("\"table\"")), (0, 0));
+    let first = ask("/library", "prompts/list", json!({})).await;
+    let again = ask("/library", "prompts/list", json!({})).await;
+    assert_eq!(first["result"]["stamp"], again["result"]["stamp"]);
+}

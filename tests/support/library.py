@@ -46,6 +46,8 @@ def call(request, params):
             result = {"content": [{"type": "text", "text": "x" * n}]}
         case "slow":
             time.sleep(n / 1000)
+        case "leak":
+            result = {"content": [{"type": "text", "text": os.environ["TOKEN"]}]}
         case "fail":
             result["isError"] = True
         case "again":

@@ -215,6 +215,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     /// What the client gets in place of an answer; `None`: the answer.
     pub(super) fn shaped(&mut self, key: &IdKey, answer: &Answer<'_>, line: &Bytes) -> Option<Shaped> {
         let AnswerBody::Result { raw, .. } = answer.body else { return None };
+        self.ledger.plan(key)?;
         let peer = self.ledger.peer;
         let policy = self.policy.clone();
         let call = self.ledger.get_mut(key)?;
