@@ -297,6 +297,7 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
     named("secrets.providers", &old.secrets.providers, &new.secrets.providers, &mut changed);
     named("secrets.items", &old.secrets.items, &new.secrets.items, &mut changed);
     named("services", &old.mcp.services, &new.mcp.services, &mut changed);
+    named("telemetry.destinations", &old.telemetry.destinations, &new.telemetry.destinations, &mut changed);
     let sections = [
         ("metadata", old.name != new.name || old.environment != new.environment),
         ("global.shutdown_timeout", old.shutdown_timeout != new.shutdown_timeout),
@@ -307,7 +308,7 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
         ("secrets.serve", old.serve != new.serve),
         ("templates", old.templates != new.templates),
         ("process", old.process != new.process),
-        ("telemetry.otlp", old.telemetry.otlp != new.telemetry.otlp),
+        ("telemetry.spool", old.telemetry.spool != new.telemetry.spool),
         ("telemetry.resource", old.telemetry.resource != new.telemetry.resource),
         ("telemetry.traces", old.telemetry.traces != new.telemetry.traces),
         ("telemetry.metrics", old.telemetry.metrics != new.telemetry.metrics),

@@ -31,6 +31,7 @@ mod render;
 mod rotation;
 mod sealed;
 mod serve;
+mod spool;
 mod support;
 mod telemetry;
 mod upstreams;

@@ -125,8 +125,9 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     let limits = check::mcp::limits(&raw.transports.limits, shutdown_timeout);
     let admin = check::operation::admin(raw.admin, folder, &mut check);
     check_sockets_differ(unix.as_ref(), &admin, serve.as_ref(), &mut check);
-    let telemetry =
-        check::telemetry::settings(raw.telemetry, raw.audit, &raw.global, &raw.metadata, raw.storage.logs, &mut check);
+    let otel = check::otel::Otel { variable: &|name| sources.variable(name) };
+    let (global, metadata, logs) = (&raw.global, &raw.metadata, raw.storage.logs);
+    let telemetry = check::telemetry::settings(raw.telemetry, raw.audit, global, metadata, logs, &otel, &mut check);
     let timeout = raw.global.timeout.as_ref().map_or(check::mcp::DEFAULT_TIMEOUT, |timeout| timeout.0);
     let mut reader = ServiceReader { sources, timeout, followed, files: &mut files, references: &mut references };
     let services = reader.read_all(raw.services, unix.as_ref(), &mut check);

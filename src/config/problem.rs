@@ -127,6 +127,9 @@ impl Problems {
     #[must_use]
     pub fn sorted(mut self) -> Self {
         self.0.sort_by_key(Problem::sort_key);
+        // One mistake may be met on several ways.
+        let mut said = std::collections::HashSet::new();
+        self.0.retain(|problem| said.insert(problem.one_line()));
         self
     }
 

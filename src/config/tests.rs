@@ -6,6 +6,7 @@ mod oauth;
 mod policy;
 mod process;
 mod secrets;
+mod telemetry;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -200,7 +201,7 @@ fn what_later_versions_serve_is_refused_by_name() {
     let found = problems_of(
         r#"version: "1.0"
 global: { memory_limit_mb: 512 }
-telemetry: { logs: { files: [] }, spool: { path: b } }
+telemetry: { logs: { files: [] } }
 storage: { runtime: { type: sqlite }, cache: { type: redis } }
 security: { sandbox: true }
 "#,
@@ -208,7 +209,6 @@ security: { sandbox: true }
     for name in [
         "`global.memory_limit_mb` is",
         "`telemetry.logs` is",
-        "`telemetry.spool` is",
         "`storage.runtime.type` is",
         "`storage.cache.type` is",
         "`security.sandbox` is",
@@ -216,7 +216,7 @@ security: { sandbox: true }
         let said = found.iter().any(|line| line.contains(name) && line.contains("not available in this version"));
         assert!(said, "{name}: {found:#?}");
     }
-    assert_eq!(found.len(), 6);
+    assert_eq!(found.len(), 5);
 }
 
 #[test]

@@ -14,6 +14,10 @@ pub enum TelemetryError {
     LogFile { path: PathBuf, cause: io::Error },
     #[error("OTLP endpoint {endpoint}: {reason}")]
     Endpoint { endpoint: String, reason: String },
+    #[error("the spool {}: {cause}", path.display())]
+    Spool { path: PathBuf, cause: io::Error },
+    #[error("the spool {}: another process uses it", path.display())]
+    SpoolInUse { path: PathBuf },
     #[error("the log cannot be set up: this process already has a tracing subscriber")]
     LoggingInstalled,
     #[error("{what} cannot change while mcpeg runs: restart it")]

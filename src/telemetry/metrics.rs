@@ -1,117 +1,17 @@
 //! The telemetry domain's own metrics, and the process's: declared here and nowhere else.
 //!
-//! Counts live in `Tallies`, plain atomics, so that counting costs nothing on the way of a request; the instruments read them when
-//! somebody collects. Instruments are OpenTelemetry's; what `/metrics` shows comes from the same ones.
+//! Counts live in `Tallies`; the instruments read them when somebody collects. Instruments are OpenTelemetry's; what `/metrics` shows comes from the same ones.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Histogram, Meter};
 
 use super::process;
+use super::spool::{Depth, Spool};
+use super::tallies::{AuditFate, Reason, Signal, Tallies, Tally};
 use crate::ports::Redactor;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signal {
-    Logs,
-    Traces,
-    Metrics,
-}
-
-impl Signal {
-    pub const ALL: [Self; 3] = [Self::Logs, Self::Traces, Self::Metrics];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Logs => "logs",
-            Self::Traces => "traces",
-            Self::Metrics => "metrics",
-        }
-    }
-}
-
-/// Why a record or span was not delivered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
-    QueueFull,
-    /// The collector said that it will never take the request.
-    Refused,
-    /// The collector took the request and rejected some of what was in it.
-    Rejected,
-    /// One record alone is larger than the collector takes.
-    TooLarge,
-}
-
-impl Reason {
-    pub const ALL: [Self; 4] = [Self::QueueFull, Self::Refused, Self::Rejected, Self::TooLarge];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::QueueFull => "queue_full",
-            Self::Refused => "refused",
-            Self::Rejected => "rejected",
-            Self::TooLarge => "too_large",
-        }
-    }
-}
-
-/// What became of an audit event at the audit file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AuditFate {
-    Recorded,
-    /// It could not be written, and what it is about went on.
-    Lost,
-    /// It could not be written, and what it is about was refused.
-    Refused,
-}
-
-impl AuditFate {
-    pub const ALL: [Self; 3] = [Self::Recorded, Self::Lost, Self::Refused];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Recorded => "recorded",
-            Self::Lost => "lost",
-            Self::Refused => "refused",
-        }
-    }
-}
-
-/// Everything that the domain counts.
-#[derive(Debug, Default)]
-pub struct Tallies {
-    exported: [AtomicU64; Signal::ALL.len()],
-    dropped: [[AtomicU64; Reason::ALL.len()]; Signal::ALL.len()],
-    audit: [AtomicU64; AuditFate::ALL.len()],
-}
-
-impl Tallies {
-    pub fn exported(&self, signal: Signal, count: u64) {
-        self.exported[signal as usize].fetch_add(count, Ordering::Relaxed);
-    }
-
-    pub fn dropped(&self, signal: Signal, reason: Reason, count: u64) {
-        self.dropped[signal as usize][reason as usize].fetch_add(count, Ordering::Relaxed);
-    }
-
-    pub fn audit(&self, fate: AuditFate) {
-        self.audit[fate as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub fn total_exported(&self, signal: Signal) -> u64 {
-        self.exported[signal as usize].load(Ordering::Relaxed)
-    }
-
-    pub fn total_dropped(&self, signal: Signal) -> u64 {
-        self.dropped[signal as usize].iter().map(|count| count.load(Ordering::Relaxed)).sum()
-    }
-
-    pub fn total_audit(&self, fate: AuditFate) -> u64 {
-        self.audit[fate as usize].load(Ordering::Relaxed)
-    }
-}
 
 /// How long exports take.
 #[derive(Clone)]
@@ -128,35 +28,44 @@ impl ExportTimes {
         Self(histogram)
     }
 
-    pub fn record(&self, signal: Signal, delivered: bool, took: Duration) {
+    pub fn record(&self, destination: &str, signal: Signal, delivered: bool, took: Duration) {
         let outcome = if delivered { "success" } else { "failure" };
-        let labels = [KeyValue::new("signal", signal.as_str()), KeyValue::new("outcome", outcome)];
+        let labels = [
+            KeyValue::new("destination", destination.to_owned()),
+            KeyValue::new("signal", signal.as_str()),
+            KeyValue::new("outcome", outcome),
+        ];
         self.0.record(took.as_secs_f64(), &labels);
     }
 }
 
-/// Declares the instruments that read `tallies` and the queues.
-pub fn observe_tallies(meter: &Meter, tallies: &Arc<Tallies>, queued: impl Fn(Signal) -> u64 + Send + Sync + 'static) {
+/// Declares the instruments that read `tallies`.
+pub fn observe_tallies(meter: &Meter, tallies: &Arc<Tallies>) {
+    counter("mcpeg.telemetry.exported", EXPORTED, meter, tallies, Tally::total_exported);
+    counter("mcpeg.telemetry.repeated", REPEATED, meter, tallies, Tally::total_repeated);
     let source = tallies.clone();
     meter
-        .u64_observable_counter("mcpeg.telemetry.exported")
-        .with_description("Log records, spans and metric exports that the collector has taken")
+        .u64_observable_counter("mcpeg.telemetry.dropped")
+        .with_description("Log records, spans and metrics that will never reach the collector")
         .with_unit("{item}")
         .with_callback(move |observer| {
-            for signal in Signal::ALL {
-                observer.observe(source.total_exported(signal), &[KeyValue::new("signal", signal.as_str())]);
+            for tally in source.destinations() {
+                for (signal, reason) in Signal::ALL.into_iter().flat_map(|s| Reason::ALL.map(|r| (s, r))) {
+                    let [destination, signal_label] = labels(&tally.destination, signal);
+                    let labels = [destination, signal_label, KeyValue::new("reason", reason.as_str())];
+                    observer.observe(tally.dropped_for(signal, reason), &labels);
+                }
             }
         })
         .build();
     let source = tallies.clone();
     meter
-        .u64_observable_counter("mcpeg.telemetry.dropped")
-        .with_description("Log records and spans that will never reach the collector")
+        .u64_observable_counter("mcpeg.telemetry.dead_letters")
+        .with_description("Records of refused requests that were kept in the folder of dead letters")
         .with_unit("{item}")
         .with_callback(move |observer| {
-            for (signal, reason) in QUEUED.into_iter().flat_map(|s| Reason::ALL.map(|r| (s, r))) {
-                let labels = [KeyValue::new("signal", signal.as_str()), KeyValue::new("reason", reason.as_str())];
-                observer.observe(source.dropped[signal as usize][reason as usize].load(Ordering::Relaxed), &labels);
+            for tally in source.destinations() {
+                observer.observe(tally.total_kept(), &[KeyValue::new("destination", tally.destination.clone())]);
             }
         })
         .build();
@@ -171,16 +80,90 @@ pub fn observe_tallies(meter: &Meter, tallies: &Arc<Tallies>, queued: impl Fn(Si
             }
         })
         .build();
+}
+
+/// Declares a counter of every destination and each signal.
+fn counter(
+    name: &'static str,
+    description: &'static str,
+    meter: &Meter,
+    tallies: &Arc<Tallies>,
+    count: fn(&Tally, Signal) -> u64,
+) {
+    let source = tallies.clone();
     meter
-        .u64_observable_gauge("mcpeg.telemetry.queue.size")
-        .with_description("Log records and spans that wait for the collector")
+        .u64_observable_counter(name)
+        .with_description(description)
         .with_unit("{item}")
         .with_callback(move |observer| {
-            for signal in QUEUED {
-                observer.observe(queued(signal), &[KeyValue::new("signal", signal.as_str())]);
+            for tally in source.destinations() {
+                for signal in Signal::ALL {
+                    observer.observe(count(&tally, signal), &labels(&tally.destination, signal));
+                }
             }
         })
         .build();
+}
+
+/// What waits for one destination.
+pub struct Waiting {
+    pub destination: String,
+    pub signal: Signal,
+    pub depth: Depth,
+}
+
+/// Declares the instruments that read the queues and the spool.
+pub fn observe_queues(meter: &Meter, spool: Spool, waiting: impl Fn() -> Vec<Waiting> + Send + Sync + 'static) {
+    let waiting = Arc::new(waiting);
+    let source = waiting.clone();
+    meter
+        .u64_observable_gauge("mcpeg.telemetry.queue.size")
+        .with_description("Log records, spans and metrics that wait for the collector")
+        .with_unit("{item}")
+        .with_callback(move |observer| {
+            for Waiting { destination, signal, depth } in source() {
+                observer.observe(depth.records, &labels(&destination, signal));
+            }
+        })
+        .build();
+    meter
+        .f64_observable_gauge("mcpeg.telemetry.queue.age")
+        .with_description("Age of the oldest of those that wait")
+        .with_unit("s")
+        .with_callback(move |observer| {
+            let now = SystemTime::now();
+            for Waiting { destination, signal, depth } in waiting() {
+                let age = depth.oldest.and_then(|oldest| now.duration_since(oldest).ok()).unwrap_or_default();
+                observer.observe(age.as_secs_f64(), &labels(&destination, signal));
+            }
+        })
+        .build();
+    gauge("mcpeg.telemetry.spool.size", "Bytes of the spool on disk", meter, spool.clone(), |(used, _, _)| used);
+    gauge("mcpeg.telemetry.spool.limit", "The most that they may be", meter, spool, |(_, most, _)| most);
+}
+
+/// Declares a gauge of the spool on disk; in memory it shows nothing.
+fn gauge(
+    name: &'static str,
+    description: &'static str,
+    meter: &Meter,
+    spool: Spool,
+    pick: fn((u64, u64, Option<String>)) -> u64,
+) {
+    meter
+        .u64_observable_gauge(name)
+        .with_description(description)
+        .with_unit("By")
+        .with_callback(move |observer| {
+            if let Some(usage) = spool.usage() {
+                observer.observe(pick(usage), &[]);
+            }
+        })
+        .build();
+}
+
+fn labels(destination: &str, signal: Signal) -> [KeyValue; 2] {
+    [KeyValue::new("destination", destination.to_owned()), KeyValue::new("signal", signal.as_str())]
 }
 
 /// Declares the instrument that reads what was taken out of logs, events and spans.
@@ -240,5 +223,5 @@ pub fn observe_process(meter: &Meter, started: Instant) {
         .build();
 }
 
-/// Metrics are not queued: what an export lacks, the next one has.
-const QUEUED: [Signal; 2] = [Signal::Logs, Signal::Traces];
+const EXPORTED: &str = "Log records, spans and metric exports that the collector has taken";
+const REPEATED: &str = "Records that were sent again though they may have arrived: duplicates are possible";

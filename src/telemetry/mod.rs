@@ -1,6 +1,6 @@
 //! Telemetry: the own log, audit, metrics, traces, and their export by OpenTelemetry.
 //!
-//! Owns the tracing subscriber, the SDK's providers, the audit file and everything that travels to the collector. Knows nothing of what
+//! Owns the tracing subscriber, the SDK's providers, the audit file, the spool and everything that travels to the collector. Knows nothing of what
 //! the other domains do: they record through `ports::AuditLog`, measure through the `Meter`, and make spans with `tracing`.
 //!
 //! A failing collector or disk is a condition here, never an error of somebody's request, except with `audit.required`.
@@ -14,13 +14,14 @@ mod metrics;
 mod otlp;
 mod process;
 mod prometheus;
-mod queue;
 mod reader;
 mod redact;
 pub mod rolling;
 pub mod settings;
 pub mod spool;
+mod tallies;
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -42,10 +43,12 @@ use crate::ports::{
 use audit::{AuditTrail, Recorded, StagedAudit};
 pub use error::TelemetryError;
 use log::LogControl;
-use metrics::{ExportTimes, Tallies};
-use otlp::{Exports, Plan, Ratio, SecretSlot};
+use metrics::ExportTimes;
+use otlp::{DeadLetters, Exports, Plans, Ratio, SecretSlot, SignalPlans, SpanFan};
 use reader::SharedReader;
-use settings::TelemetrySettings;
+use settings::{DestinationSettings, SpoolSettings, TelemetrySettings};
+use spool::Spool;
+use tallies::Tallies;
 
 /// Opens the audit file and makes the providers. Installs nothing global, connects to nothing. Everything that is logged, recorded or
 /// traced goes through `redactor` first.
@@ -57,27 +60,40 @@ pub fn build(
     let tallies = Arc::new(Tallies::default());
     let secrets = Arc::new(SecretSlot::default());
     let resource = resource(&settings);
-    let plan = settings.otlp.clone().map(|otlp| Plan::new(otlp, secrets.clone())).transpose()?;
+    let plans = plans(&settings, &secrets)?;
     let audit = Arc::new(AuditTrail::open(settings.audit.clone(), tallies.clone())?);
     let interval = settings.metrics.as_ref().map(|metrics| metrics.interval);
-    let exports = Arc::new(Exports::new(plan, interval, resource.clone(), run_id(), tallies.clone(), redactor.clone()));
+    let spool = open_spool(&settings, &tallies)?;
+    let exports = otlp::Parts {
+        spool: spool.clone(),
+        spans: SpanFan::new(redactor.clone()),
+        resource: resource.clone(),
+        run: run_id(),
+        tallies: tallies.clone(),
+        dead_letters: settings.spool.as_ref().map(dead_letters),
+    };
+    let exports = Arc::new(Exports::new(exports, plans, interval));
 
     let reader = SharedReader::new();
     let meters = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(reader.clone()).build();
     let meter = meters.meter(METER);
+    metrics::observe_tallies(&meter, &tallies);
     let queues = exports.clone();
-    metrics::observe_tallies(&meter, &tallies, move |signal| queues.waiting(signal));
+    metrics::observe_queues(&meter, spool.clone(), move || queues.waiting());
     metrics::observe_redacted(&meter, redactor.clone());
     metrics::observe_process(&meter, started);
 
     let ratio = Ratio::new(sample_ratio(&settings));
     let tracers = otlp::provider(&exports.spans, resource, &ratio);
     let log = LogControl::new(&settings.log, traces_are_on(&settings), redactor.clone())?;
-    let parts = vec![
+    let mut parts = vec![
         otlp::part(exports.clone(), reader.clone(), ExportTimes::new(&meter)),
         audit::keeper::part(audit.clone()),
         log.part(),
     ];
+    if spool.is_durable() {
+        parts.push(spool::keeper::part(spool));
+    }
     let shared = Shared {
         log,
         audit,
@@ -115,8 +131,8 @@ struct Shared {
 pub struct Staged {
     shared: Arc<Shared>,
     settings: TelemetrySettings,
-    /// `None`: the way to the collector stays as it is.
-    plan: Option<Option<Plan>>,
+    /// `None`: the ways to the collectors stay as they are.
+    plans: Option<Plans>,
     audit: StagedAudit,
     log_file: Option<log_file::Open>,
 }
@@ -137,36 +153,41 @@ impl TelemetryHandle {
         self.0.secrets.attach(secrets);
     }
 
-    /// Prepares other settings. Everything can change while the process runs, except `telemetry.resource`.
+    /// Prepares other settings. Everything can change while the process runs, except `telemetry.resource` and where the spool is.
     pub fn stage(&self, settings: TelemetrySettings) -> Result<Staged, TelemetryError> {
-        let (same_resource, same_otlp) = {
+        let (same_resource, same_spool, same_destinations) = {
             let current = self.0.settings.lock().unwrap_or_else(PoisonError::into_inner);
-            (current.resource == settings.resource, current.otlp == settings.otlp)
+            let place = |spool: &Option<SpoolSettings>| spool.as_ref().map(|spool| spool.path.clone());
+            let same_spool = place(&current.spool) == place(&settings.spool);
+            (current.resource == settings.resource, same_spool, current.destinations == settings.destinations)
         };
         if !same_resource {
             return Err(TelemetryError::NeedsRestart { what: "telemetry.resource" });
         }
-        let plan = if same_otlp && !trusts_a_file(&settings) {
-            None
-        } else {
-            Some(settings.otlp.clone().map(|otlp| Plan::new(otlp, self.0.secrets.clone())).transpose()?)
-        };
+        if !same_spool {
+            return Err(TelemetryError::NeedsRestart { what: "telemetry.spool.path" });
+        }
+        let plans = if same_destinations { None } else { Some(plans(&settings, &self.0.secrets)?) };
         let audit = self.0.audit.stage(settings.audit.clone())?;
         let log_file = LogControl::open(&settings.log)?;
-        Ok(Staged { shared: self.0.clone(), settings, plan, audit, log_file })
+        Ok(Staged { shared: self.0.clone(), settings, plans, audit, log_file })
     }
 }
 
 impl Staged {
     /// Puts the settings in force. Cannot fail.
     pub fn commit(self) {
-        let Self { shared, settings, plan, audit, log_file } = self;
+        let Self { shared, settings, plans, audit, log_file } = self;
         shared.audit.commit(audit);
         shared.ratio.set(sample_ratio(&settings));
         shared.log.change(&settings.log, traces_are_on(&settings), log_file);
         let interval = settings.metrics.as_ref().map(|metrics| metrics.interval);
-        match plan {
-            Some(plan) => shared.exports.change(plan, interval),
+        if let Some(spool) = &settings.spool {
+            shared.exports.spool.set_bounds(spool.bounds);
+            shared.exports.set_dead_letters(spool.dead_letter_bytes);
+        }
+        match plans {
+            Some(plans) => shared.exports.change(plans, interval),
             None => shared.exports.change_interval(interval),
         }
         *shared.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
@@ -176,15 +197,20 @@ impl Staged {
 impl AuditLog for TelemetryHandle {
     fn record(&self, mut event: AuditEvent) -> Result<(), AuditRefused> {
         redact::event(&*self.0.redactor, &mut event);
+        self.0.room_for_audit()?;
         let Recorded { seq, anchor } = self.0.audit.record(&event)?;
-        self.0.exports.audit(&event, seq);
+        let mut taken = self.0.exports.audit(&event, seq);
         if let Some(anchor) = anchor {
-            self.0.exports.audit(&audit::anchor_event(anchor), anchor.seq);
+            taken = taken.and(self.0.exports.audit(&audit::anchor_event(anchor), anchor.seq));
         }
-        Ok(())
+        match taken {
+            Err(error) if self.0.audit.is_required() => Err(AuditRefused { reason: error.to_string() }),
+            _ => Ok(()),
+        }
     }
 
     fn ready(&self) -> Result<(), AuditRefused> {
+        self.0.room_for_audit()?;
         self.0.audit.ready()
     }
 }
@@ -192,6 +218,16 @@ impl AuditLog for TelemetryHandle {
 impl AuditReader for TelemetryHandle {
     fn tail(&self, most: usize) -> Result<AuditTail, String> {
         self.0.audit.tail(most).map_err(|cause| format!("the audit file cannot be read: {cause}"))
+    }
+}
+
+impl Shared {
+    /// A required event has to find room in the spool too, where there is one.
+    fn room_for_audit(&self) -> Result<(), AuditRefused> {
+        if self.exports.spool.is_durable() && self.audit.is_required() && !self.exports.takes_audit() {
+            return Err(AuditRefused { reason: FULL.to_owned() });
+        }
+        Ok(())
     }
 }
 
@@ -219,13 +255,14 @@ impl StatusReport for TelemetryHandle {
     }
 
     fn conditions(&self) -> Vec<Condition> {
-        self.0.exports.condition().into_iter().chain([self.0.audit.condition()]).collect()
+        self.0.exports.conditions().into_iter().chain([self.0.audit.condition()]).collect()
     }
 
     fn detail(&self) -> serde_json::Value {
         let traces = traces_are_on(&self.0.settings.lock().unwrap_or_else(PoisonError::into_inner));
         let log = json!({ "lost": self.0.log.lost() });
-        json!({ "otlp": self.0.exports.detail(), "traces": traces, "audit": self.0.audit.detail(), "log_file": log })
+        let destinations = self.0.exports.detail();
+        json!({ "destinations": destinations, "traces": traces, "audit": self.0.audit.detail(), "log_file": log })
     }
 }
 
@@ -239,18 +276,32 @@ fn resource(settings: &TelemetrySettings) -> Resource {
         .build()
 }
 
+fn plans(settings: &TelemetrySettings, secrets: &Arc<SecretSlot>) -> Result<Plans, TelemetryError> {
+    let plan = |(name, one): (&String, &DestinationSettings)| Ok((name.clone(), SignalPlans::new(one, secrets)?));
+    settings.destinations.iter().map(plan).collect()
+}
+
+fn open_spool(settings: &TelemetrySettings, tallies: &Arc<Tallies>) -> Result<Spool, TelemetryError> {
+    match &settings.spool {
+        None => Ok(Spool::in_memory(1, tallies.clone())),
+        Some(spool) => Spool::on_disk(spool, tallies.clone()).map_err(|cause| match cause.kind() {
+            io::ErrorKind::WouldBlock => TelemetryError::SpoolInUse { path: spool.path.clone() },
+            _ => TelemetryError::Spool { path: spool.path.clone(), cause },
+        }),
+    }
+}
+
+fn dead_letters(spool: &SpoolSettings) -> DeadLetters {
+    DeadLetters::new(spool.path.join("dead-letters"), spool.dead_letter_bytes)
+}
+
 /// Spans without a collector would be made for nobody.
 fn traces_are_on(settings: &TelemetrySettings) -> bool {
-    settings.traces.is_some() && settings.otlp.is_some()
+    settings.traces.is_some() && !settings.destinations.is_empty()
 }
 
 fn sample_ratio(settings: &TelemetrySettings) -> f64 {
     settings.traces.as_ref().map_or(0.0, |traces| traces.sample_ratio)
-}
-
-/// The file's content may have changed though its name did not.
-fn trusts_a_file(settings: &TelemetrySettings) -> bool {
-    settings.otlp.as_ref().is_some_and(|otlp| otlp.ca_file.is_some())
 }
 
 /// Start time and process id: different for each run on one machine.
@@ -260,6 +311,7 @@ fn run_id() -> String {
 }
 
 const METER: &str = "mcpeg";
+const FULL: &str = "the spool has no room for audit events: no destination takes them";
 
 #[cfg(test)]
 mod tests;

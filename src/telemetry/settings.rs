@@ -9,13 +9,18 @@ use url::Url;
 
 pub use super::rolling::{Rolling, Rotation};
 use crate::secret::SecretText;
+use crate::tls::Files;
+
+pub use super::spool::{SpoolBounds, SpoolSettings, WhenFull};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct TelemetrySettings {
     /// `service.name` and what else describes this process.
     pub resource: BTreeMap<String, String>,
-    /// `None`: nothing is exported; metrics are still served as Prometheus text.
-    pub otlp: Option<OtlpSettings>,
+    /// By name; `telemetry.otlp` is the one called `otlp`. None: nothing is exported; metrics are still served as Prometheus text.
+    pub destinations: BTreeMap<String, DestinationSettings>,
+    /// `None`: records wait in memory.
+    pub spool: Option<SpoolSettings>,
     /// `None`: no spans are made.
     pub traces: Option<TraceSettings>,
     /// `None`: metrics are not exported (they are still served as Prometheus text).
@@ -24,19 +29,48 @@ pub struct TelemetrySettings {
     pub audit: AuditSettings,
 }
 
+/// One collector. All signals go there in the same way, unless variables say otherwise.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DestinationSettings {
+    pub logs: OtlpSettings,
+    pub traces: OtlpSettings,
+    pub metrics: OtlpSettings,
+}
+
+impl DestinationSettings {
+    pub fn same(settings: OtlpSettings) -> Self {
+        Self { logs: settings.clone(), traces: settings.clone(), metrics: settings }
+    }
+
+    /// In the order of `Signal`.
+    pub fn all(&self) -> [&OtlpSettings; 3] {
+        [&self.logs, &self.traces, &self.metrics]
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct OtlpSettings {
     /// Base URL. For `http/protobuf`, `/v1/traces` and so on are appended to its path.
     pub endpoint: Url,
+    /// With `http/protobuf`, nothing is appended: the variable of one signal gives a whole address.
+    pub endpoint_is_whole: bool,
     pub protocol: OtlpProtocol,
     /// Read at each request.
     pub headers: Vec<(HeaderName, SecretText)>,
-    pub gzip: bool,
+    pub compression: Compression,
     pub timeout: Duration,
-    /// PEM; in place of the system's roots.
-    pub ca_file: Option<PathBuf>,
+    pub tls: Files,
+    /// What the server has to prove to be, where that is not the endpoint's host.
+    pub server_name: Option<String>,
     /// Log records (audit events among them) that wait in memory for the collector.
     pub queue_records: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    Gzip,
+    Zstd,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

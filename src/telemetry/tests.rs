@@ -1,5 +1,7 @@
 //! The domain as a whole, against a collector of the test's own.
 
+mod durable;
+#[allow(dead_code, reason = "the tests of the process use the rest of it")]
 mod sink;
 
 use std::collections::BTreeMap;
@@ -19,8 +21,8 @@ use crate::ports::{ConditionState, Outcome, SecretUnavailable};
 use crate::secret::{Part as TextPart, Secret, SecretRef, SecretText, SecretVersion};
 
 use settings::{
-    AuditSettings, AuditSync, LogFormat, LogLevel, LogSettings, MetricSettings, OtlpProtocol, OtlpSettings,
-    TraceSettings,
+    AuditSettings, AuditSync, Compression, DestinationSettings, LogFormat, LogLevel, LogSettings, MetricSettings,
+    OtlpProtocol, OtlpSettings, TraceSettings,
 };
 use sink::{Reply, Sink, until};
 
@@ -30,15 +32,8 @@ use super::*;
 fn settings(endpoint: &str, protocol: OtlpProtocol) -> TelemetrySettings {
     TelemetrySettings {
         resource: BTreeMap::from([("service.name".to_owned(), "mcpeg-test".to_owned())]),
-        otlp: Some(OtlpSettings {
-            endpoint: endpoint.parse().unwrap(),
-            protocol,
-            headers: Vec::new(),
-            gzip: true,
-            timeout: Duration::from_secs(2),
-            ca_file: None,
-            queue_records: 1000,
-        }),
+        destinations: BTreeMap::from([("otlp".to_owned(), DestinationSettings::same(otlp(endpoint, protocol)))]),
+        spool: None,
         traces: Some(TraceSettings { sample_ratio: 1.0 }),
         metrics: Some(MetricSettings { interval: Duration::from_secs(3600) }),
         log: LogSettings { level: LogLevel::Info, format: LogFormat::Text, file: None },
@@ -50,6 +45,26 @@ fn settings(endpoint: &str, protocol: OtlpProtocol) -> TelemetrySettings {
             anchor_every: 1000,
         },
     }
+}
+
+fn otlp(endpoint: &str, protocol: OtlpProtocol) -> OtlpSettings {
+    OtlpSettings {
+        endpoint: endpoint.parse().unwrap(),
+        protocol,
+        headers: Vec::new(),
+        compression: Compression::Gzip,
+        timeout: Duration::from_secs(2),
+        tls: crate::tls::Files::default(),
+        server_name: None,
+        endpoint_is_whole: false,
+        queue_records: 1000,
+    }
+}
+
+/// Changes the one destination of `settings`.
+fn change_main(settings: &mut TelemetrySettings, change: impl Fn(&mut OtlpSettings)) {
+    let DestinationSettings { logs, traces, metrics } = settings.destinations.get_mut("otlp").unwrap();
+    [logs, traces, metrics].into_iter().for_each(change);
 }
 
 /// A built domain with its parts running.
@@ -128,7 +143,7 @@ fn with_token(mut settings: TelemetrySettings) -> TelemetrySettings {
         TextPart::Literal(Arc::new(Secret::copy_from(b"Bearer "))),
         TextPart::Reference(SecretRef::parse("collector.token").unwrap()),
     ]);
-    settings.otlp.as_mut().unwrap().headers = vec![(http::header::AUTHORIZATION, text)];
+    change_main(&mut settings, |otlp| otlp.headers = vec![(http::header::AUTHORIZATION, text.clone())]);
     settings
 }
 
@@ -219,13 +234,17 @@ async fn what_the_collector_will_never_take_is_dropped_and_counted() {
     let running = Running::start(settings(&sink.endpoint(), OtlpProtocol::HttpProtobuf));
     running.record(2);
     let dropped = |reason: &str| {
-        running.metric(&format!("mcpeg_telemetry_dropped_total{{reason=\"{reason}\",signal=\"logs\"}}")).unwrap()
+        running
+            .metric(&format!(
+                "mcpeg_telemetry_dropped_total{{destination=\"otlp\",reason=\"{reason}\",signal=\"logs\"}}"
+            ))
+            .unwrap()
     };
     until("the refusal", || dropped("refused") == "2").await;
     running.record(3);
     until("the rest", || sink.delivered() == [3, 4, 5]).await;
     until("the count of the rejected", || dropped("rejected") == "1").await;
-    assert_eq!(running.metric("mcpeg_telemetry_exported_total{signal=\"logs\"}").unwrap(), "2");
+    assert_eq!(running.metric("mcpeg_telemetry_exported_total{destination=\"otlp\",signal=\"logs\"}").unwrap(), "2");
     let condition = running.telemetry.conditions().remove(0);
     assert!(condition.message.contains("3 records were dropped in the last minutes"), "{}", condition.message);
 }
@@ -235,7 +254,7 @@ async fn after_an_outage_everything_arrives_within_two_seconds() {
     for (protocol, grpc) in BOTH {
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut settings = settings(&format!("http://{address}"), protocol);
-        settings.otlp.as_mut().unwrap().queue_records = 30;
+        change_main(&mut settings, |otlp| otlp.queue_records = 30);
         (settings.traces, settings.metrics) = (None, None);
         let running = Running::start(settings);
         running.record(10);
@@ -252,7 +271,8 @@ async fn after_an_outage_everything_arrives_within_two_seconds() {
         assert!(back.elapsed() < Duration::from_millis(2500), "{:?}", back.elapsed());
         // Ten were on their way, thirty wait at most, and the oldest of those that wait had to go.
         assert_eq!(sink.delivered(), (1..=10).chain(21..=50).collect::<Vec<i64>>());
-        let dropped = running.metric("mcpeg_telemetry_dropped_total{reason=\"queue_full\",signal=\"logs\"}");
+        let dropped =
+            running.metric("mcpeg_telemetry_dropped_total{destination=\"otlp\",reason=\"queue_full\",signal=\"logs\"}");
         assert_eq!(dropped.unwrap(), "10");
     }
 }
@@ -291,7 +311,7 @@ async fn a_request_that_hangs_is_left_when_its_credential_changes() {
         let script = move |_: &sink::Received| if std::mem::take(&mut first) { Reply::never() } else { ok(grpc) };
         let sink = Sink::start(grpc, None, script).await;
         let mut settings = with_token(settings(&sink.endpoint(), protocol));
-        settings.otlp.as_mut().unwrap().timeout = Duration::from_secs(60);
+        change_main(&mut settings, |otlp| otlp.timeout = Duration::from_secs(60));
         let running = Running::start(settings);
         let secrets = Secrets::new("first");
         running.telemetry.attach_secrets(secrets.clone());
@@ -329,11 +349,11 @@ async fn another_collector_another_protocol_and_another_file_take_over_at_the_co
     assert!(std::fs::read_to_string(&path).unwrap().contains("\"seq\":5"));
 
     let mut none = settings(&new.endpoint(), OtlpProtocol::Grpc);
-    none.otlp = None;
+    none.destinations.clear();
     running.telemetry.stage(none).unwrap().commit();
     running.record(1);
     assert_eq!(running.telemetry.conditions().len(), 1);
-    assert_eq!(running.telemetry.0.exports.waiting(metrics::Signal::Logs), 0);
+    assert!(running.telemetry.0.exports.waiting().is_empty());
 }
 
 #[tokio::test]
@@ -344,7 +364,7 @@ async fn the_end_does_not_wait_for_a_collector_that_is_gone() {
     let started = std::time::Instant::now();
     let telemetry = running.stop().await;
     assert!(started.elapsed() < Duration::from_secs(7), "{:?}", started.elapsed());
-    assert_eq!(telemetry.0.exports.waiting(metrics::Signal::Logs), 5);
+    assert_eq!(telemetry.0.exports.waiting()[0].depth.records, 5);
 }
 
 #[tokio::test]
@@ -355,7 +375,7 @@ async fn the_process_and_its_queues_are_measured() {
         "process_memory_usage_bytes ",
         "process_cpu_time_seconds_total{cpu_mode=\"user\"} ",
         "process_uptime_seconds ",
-        "mcpeg_telemetry_queue_size{signal=\"traces\"} 0",
+        "mcpeg_telemetry_queue_size{destination=\"otlp\",signal=\"traces\"} 0",
         "mcpeg_audit_records_total{fate=\"recorded\"} 0",
         "target_info{service_name=\"mcpeg-test\",telemetry_sdk_language=\"rust\"",
     ] {

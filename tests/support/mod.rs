@@ -14,6 +14,9 @@ pub mod nginx;
 pub mod peers;
 pub mod postgres;
 pub mod sidecar;
+#[path = "../../src/telemetry/tests/sink.rs"]
+#[allow(dead_code, reason = "the unit tests of telemetry use the rest of it")]
+pub mod sink;
 pub mod soak;
 pub mod stand_in;
 pub mod unix_http;

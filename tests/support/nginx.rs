@@ -15,12 +15,17 @@ impl Nginx {
     /// A server of `listen` (nginx's own words) that passes everything on to `upstream`, as `HttpServer` prints it. `{folder}` in `listen`
     /// is its folder, in which `files` are.
     pub async fn before(upstream: &str, listen: &str, files: &[(&str, &[u8])]) -> Self {
+        let origin = upstream.strip_suffix("/mcp").unwrap();
+        Self::that(&format!("proxy_pass {origin}; proxy_http_version 1.1; proxy_buffering off;"), listen, files).await
+    }
+
+    /// As `before`, with nginx's own words for what it does with a request.
+    pub async fn that(passes: &str, listen: &str, files: &[(&str, &[u8])]) -> Self {
         let folder = tempfile::Builder::new().prefix("mcpeg-nginx").tempdir().unwrap();
         let root = folder.path().display().to_string();
         for (name, bytes) in files {
             std::fs::write(folder.path().join(name), bytes).unwrap();
         }
-        let origin = upstream.strip_suffix("/mcp").unwrap();
         let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
         let listen = listen.replace("{folder}", &root);
         let text = format!(
@@ -29,7 +34,7 @@ impl Nginx {
              http {{ log_format seen '$server_protocol \"$host\" \"$ssl_client_s_dn\" $request_uri'; access_log {root}/access.log seen;\n\
                client_body_temp_path {root}/t1; proxy_temp_path {root}/t2; fastcgi_temp_path {root}/t3;\n\
                uwsgi_temp_path {root}/t4; scgi_temp_path {root}/t5;\n\
-               server {{ {listen} location / {{ proxy_pass {origin}; proxy_http_version 1.1; proxy_buffering off; }} }} }}\n"
+               server {{ {listen} location / {{ {passes} }} }} }}\n"
         );
         std::fs::write(folder.path().join("nginx.conf"), text).unwrap();
         let child = Command::new(peers::path("nginx"))

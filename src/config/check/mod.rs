@@ -9,6 +9,7 @@ pub mod hooks;
 pub mod mcp;
 pub mod oauth;
 pub mod operation;
+pub mod otel;
 pub mod policy;
 pub mod process;
 pub mod secrets;

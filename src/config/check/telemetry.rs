@@ -1,15 +1,26 @@
 //! `telemetry`, `audit` and the own log, to the telemetry domain's settings.
 
-use super::{Check, seconds};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use http::HeaderName;
+use url::Url;
+
+use super::otel::{Otel, SIGNALS};
+use super::{Check, join, seconds};
 use crate::config::raw::operation::{RawLogStorage, RawLogStorageKind, RawRotation};
 use crate::config::raw::telemetry::{
-    RawAudit, RawCompression, RawMetrics, RawOtlp, RawProtocol, RawSync, RawTelemetry, RawTraces,
+    RawAudit, RawCompression, RawMetrics, RawOtlp, RawProtocol, RawSpool, RawSync, RawTelemetry, RawTraces, RawWhenFull,
 };
 use crate::config::raw::{RawGlobal, RawLogFormat, RawLogLevel, RawMetadata};
+use crate::secret::SecretText;
 use crate::telemetry::settings::{
-    AuditSettings, AuditSync, LogFileSettings, LogFormat, LogLevel, LogSettings, MetricSettings, OtlpProtocol,
-    OtlpSettings, Rolling, Rotation, TelemetrySettings, TraceSettings,
+    AuditSettings, AuditSync, Compression, DestinationSettings, LogFileSettings, LogFormat, LogLevel, LogSettings,
+    MetricSettings, OtlpProtocol, OtlpSettings, Rolling, Rotation, SpoolBounds, SpoolSettings, TelemetrySettings,
+    TraceSettings, WhenFull,
 };
+
+use crate::tls::Files;
 
 pub fn settings(
     raw: RawTelemetry,
@@ -17,63 +28,184 @@ pub fn settings(
     global: &RawGlobal,
     metadata: &RawMetadata,
     logs: Option<RawLogStorage>,
+    otel: &Otel<'_>,
     check: &mut Check<'_>,
 ) -> TelemetrySettings {
     check.unavailable_if(raw.logs.is_some(), &["telemetry", "logs"]);
-    check.unavailable_if(raw.spool.is_some(), &["telemetry", "spool"]);
     let mut resource = raw.resource;
-    resource.entry("service.name".to_owned()).or_insert_with(|| "mcpeg".to_owned());
-    resource.entry("service.version".to_owned()).or_insert_with(|| env!("CARGO_PKG_VERSION").to_owned());
-    if let Some(name) = &metadata.name {
-        resource.entry("service.instance.id".to_owned()).or_insert_with(|| name.clone());
+    let mut or_else = |key: &str, value: Option<String>| {
+        if let Some(value) = otel.resource(key).or(value) {
+            resource.entry(key.to_owned()).or_insert(value);
+        }
+    };
+    or_else("service.name", Some("mcpeg".to_owned()));
+    or_else("service.version", Some(env!("CARGO_PKG_VERSION").to_owned()));
+    or_else("service.instance.id", metadata.name.clone());
+    or_else("deployment.environment.name", metadata.environment.clone());
+    let destinations = destinations(raw.otlp, raw.destinations, otel, check);
+    let exported = !destinations.is_empty();
+    if raw.spool.is_some() && !exported {
+        check.problem(&["telemetry", "spool"], "nobody would take what is in it: `telemetry.otlp` is missing");
     }
-    if let Some(environment) = &metadata.environment {
-        resource.entry("deployment.environment.name".to_owned()).or_insert_with(|| environment.clone());
-    }
-    let otlp = raw.otlp.map(|otlp| otlp_settings(otlp, check));
     TelemetrySettings {
         resource,
-        traces: traces(raw.traces, otlp.is_some(), check),
-        metrics: metrics(raw.metrics, otlp.is_some(), check),
-        otlp,
+        traces: traces(raw.traces, exported, otel, check),
+        metrics: metrics(raw.metrics, exported, otel, check),
+        destinations,
+        spool: raw.spool.map(spool),
         log: log(global, logs),
         audit: audit_settings(audit, check),
     }
 }
 
-fn otlp_settings(raw: RawOtlp, check: &mut Check<'_>) -> OtlpSettings {
-    let path = ["telemetry", "otlp"];
-    OtlpSettings {
-        endpoint: raw.endpoint.0,
-        protocol: match raw.protocol {
-            Some(RawProtocol::Grpc) => OtlpProtocol::Grpc,
-            Some(RawProtocol::HttpProtobuf) | None => OtlpProtocol::HttpProtobuf,
+/// `telemetry.otlp` is one of them, or what variables say in its place.
+fn destinations(
+    otlp: Option<RawOtlp>,
+    named: BTreeMap<String, RawOtlp>,
+    otel: &Otel<'_>,
+    check: &mut Check<'_>,
+) -> BTreeMap<String, DestinationSettings> {
+    let nothing = Otel { variable: &|_| None };
+    let mut destinations = BTreeMap::new();
+    for (name, raw) in named {
+        let path = ["telemetry", "destinations", &name];
+        if name == OTLP {
+            check.problem(&path, "a destination cannot be called `otlp`: that is the one of `telemetry.otlp`");
+        }
+        if check.name(&path, "destination", &name)
+            && let Some(settings) = destination(raw, &path, &nothing, check)
+        {
+            destinations.insert(name, settings);
+        }
+    }
+    let otlp = otlp.or_else(|| otel.names_an_endpoint().then(RawOtlp::default));
+    if let Some(settings) = otlp.and_then(|raw| destination(raw, &["telemetry", OTLP], otel, check)) {
+        destinations.insert(OTLP.to_owned(), settings);
+    }
+    if destinations.len() > MOST_DESTINATIONS {
+        check
+            .problem(&["telemetry", "destinations"], format!("at most {MOST_DESTINATIONS} destinations can be served"));
+    }
+    destinations
+}
+
+fn spool(raw: RawSpool) -> SpoolSettings {
+    SpoolSettings {
+        path: raw.path.0,
+        bounds: SpoolBounds {
+            max_bytes: raw.max_size_mb.unwrap_or(256) << 20,
+            when_full: match raw.when_full {
+                Some(RawWhenFull::DropNewest) => WhenFull::DropNewest,
+                Some(RawWhenFull::Block) => WhenFull::Block,
+                Some(RawWhenFull::DropOldest) | None => WhenFull::DropOldest,
+            },
         },
-        headers: check.headers(&["telemetry", "otlp", "headers"], raw.headers),
-        gzip: raw.compression == Some(RawCompression::Gzip),
-        timeout: raw.timeout.map_or(seconds(10), |timeout| timeout.0),
-        ca_file: check.ca_file(&path, raw.tls),
-        queue_records: raw.queue_records.unwrap_or(8192) as usize,
+        dead_letter_bytes: raw.dead_letters_mb.unwrap_or(16) << 20,
     }
 }
 
-fn traces(raw: RawTraces, exported: bool, check: &mut Check<'_>) -> Option<TraceSettings> {
+/// `None`: nothing says where it is, which is reported.
+fn destination(raw: RawOtlp, path: &[&str], otel: &Otel<'_>, check: &mut Check<'_>) -> Option<DestinationSettings> {
+    if raw.endpoint.is_none() && !otel.names_an_endpoint() {
+        check.problem(path, "the key `endpoint` is missing");
+        return None;
+    }
+    let written = Written {
+        headers: check.headers(&join(path, &["headers"]), raw.headers),
+        endpoint: raw.endpoint.map(|endpoint| endpoint.0),
+        protocol: raw.protocol.map(|protocol| match protocol {
+            RawProtocol::Grpc => OtlpProtocol::Grpc,
+            RawProtocol::HttpProtobuf => OtlpProtocol::HttpProtobuf,
+        }),
+        compression: raw.compression.map(|compression| match compression {
+            RawCompression::None => Compression::None,
+            RawCompression::Gzip => Compression::Gzip,
+            RawCompression::Zstd => Compression::Zstd,
+        }),
+        timeout: raw.timeout.map(|timeout| timeout.0),
+        queue_records: raw.queue_records.unwrap_or(8192) as usize,
+    };
+    let tls_of = |signal: &str, check: &mut Check<'_>| {
+        let mut tls = raw.tls.clone();
+        otel.tls(signal, &mut tls);
+        check.tls(path, tls)
+    };
+    // Looked at once, so that a mistake is reported once.
+    let common = tls_of("", check);
+    let [logs, traces, metrics] = SIGNALS.map(|signal| {
+        let (files, server_name) = if otel.has_own_tls(signal) { tls_of(signal, check) } else { common.clone() };
+        written.settings(signal, files, server_name, otel, check)
+    });
+    Some(DestinationSettings { logs: logs?, traces: traces?, metrics: metrics? })
+}
+
+/// What stands in the configuration of a destination.
+struct Written {
+    endpoint: Option<Url>,
+    protocol: Option<OtlpProtocol>,
+    headers: Vec<(HeaderName, SecretText)>,
+    compression: Option<Compression>,
+    timeout: Option<Duration>,
+    queue_records: usize,
+}
+
+impl Written {
+    fn settings(
+        &self,
+        signal: &str,
+        tls: Files,
+        server_name: Option<String>,
+        otel: &Otel<'_>,
+        check: &mut Check<'_>,
+    ) -> Option<OtlpSettings> {
+        let protocol = self.protocol.or_else(|| otel.protocol(signal, check)).unwrap_or(OtlpProtocol::HttpProtobuf);
+        let endpoint = self.endpoint.clone().map(|endpoint| (endpoint, false));
+        let (endpoint, endpoint_is_whole) =
+            endpoint.or_else(|| otel.endpoint(signal, protocol, check)).or_else(|| default_endpoint(protocol))?;
+        let mut headers = self.headers.clone();
+        otel.headers(signal, &mut headers, check);
+        Some(OtlpSettings {
+            endpoint,
+            endpoint_is_whole,
+            protocol,
+            headers,
+            compression: self.compression.or_else(|| otel.compression(signal, check)).unwrap_or(Compression::None),
+            timeout: self.timeout.or_else(|| otel.timeout(signal, check)).unwrap_or(seconds(10)),
+            tls,
+            server_name,
+            queue_records: self.queue_records,
+        })
+    }
+}
+
+/// Of a signal for which no variable says where it goes, while one of another signal does.
+fn default_endpoint(protocol: OtlpProtocol) -> Option<(Url, bool)> {
+    let address = match protocol {
+        OtlpProtocol::Grpc => "http://localhost:4317",
+        OtlpProtocol::HttpProtobuf => "http://localhost:4318",
+    };
+    Some((Url::parse(address).ok()?, false))
+}
+
+fn traces(raw: RawTraces, exported: bool, otel: &Otel<'_>, check: &mut Check<'_>) -> Option<TraceSettings> {
     if raw.enabled == Some(true) && !exported {
         needs_otlp("traces", check);
     }
-    let enabled = raw.enabled.unwrap_or(exported) && exported;
-    enabled.then(|| TraceSettings { sample_ratio: raw.sample_ratio.unwrap_or(1.0) })
+    let enabled = raw.enabled.unwrap_or_else(|| otel.is_exported("TRACES")) && exported;
+    let sample_ratio = raw.sample_ratio.or_else(|| otel.sample_ratio(check)).unwrap_or(1.0);
+    enabled.then_some(TraceSettings { sample_ratio })
 }
 
-fn metrics(raw: RawMetrics, exported: bool, check: &mut Check<'_>) -> Option<MetricSettings> {
+fn metrics(raw: RawMetrics, exported: bool, otel: &Otel<'_>, check: &mut Check<'_>) -> Option<MetricSettings> {
     if raw.enabled == Some(true) && !exported {
         needs_otlp("metrics", check);
     }
-    let interval = raw.interval.map_or(seconds(30), |interval| interval.0);
+    let interval = raw.interval.map(|interval| interval.0).or_else(|| otel.metric_interval(check));
+    let interval = interval.unwrap_or(seconds(30));
     if interval < seconds(1) {
         check.problem(&["telemetry", "metrics", "interval"], "expected at least `1s`");
     }
-    let enabled = raw.enabled.unwrap_or(exported) && exported;
+    let enabled = raw.enabled.unwrap_or_else(|| otel.is_exported("METRICS")) && exported;
     enabled.then_some(MetricSettings { interval })
 }
 
@@ -145,3 +277,7 @@ fn audit_settings(raw: RawAudit, check: &mut Check<'_>) -> AuditSettings {
 }
 
 const MIB: u64 = 1024 * 1024;
+/// The destination that `telemetry.otlp` describes.
+const OTLP: &str = "otlp";
+/// Each has connections and tasks of its own.
+const MOST_DESTINATIONS: usize = 8;

@@ -159,16 +159,16 @@ pub struct RawVaultTls {
     pub server_name: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawTls {
     /// PEM certificates to trust in place of the system's.
     pub ca_file: Option<RawPath>,
-    /// PEM: the client's certificate, then those between it and its authority. Services only, in this version.
+    /// PEM: the client's certificate, then those between it and its authority. Not for AWS, in this version.
     pub cert_file: Option<RawPath>,
-    /// PEM, not encrypted (PKCS#8, PKCS#1 or SEC1), 0600 or narrower: the client's key. Services only, in this version.
+    /// PEM, not encrypted (PKCS#8, PKCS#1 or SEC1), 0600 or narrower: the client's key. Not for AWS, in this version.
     pub key_file: Option<RawPath>,
-    /// The name that the server has to prove, and that it is asked for, where it is not the address's. Services only, in this version.
+    /// The name that the server has to prove, and that it is asked for, where it is not the address's. Not for AWS, in this version.
     pub server_name: Option<String>,
 }
 

@@ -12,8 +12,11 @@ use super::secrets::RawTls;
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawTelemetry {
-    /// The collector. Left out: nothing is exported.
+    /// The collector. Left out: nothing is exported, unless `destinations` or `OTEL_EXPORTER_OTLP_ENDPOINT` say where to.
     pub otlp: Option<RawOtlp>,
+    /// More collectors, by name, each with everything: every record goes to all of them, at the pace of each.
+    #[serde(default)]
+    pub destinations: BTreeMap<String, RawOtlp>,
     /// Resource attributes, beside `service.name` and what `metadata` gives.
     #[serde(default)]
     pub resource: BTreeMap<String, String>,
@@ -23,27 +26,30 @@ pub struct RawTelemetry {
     pub metrics: RawMetrics,
     /// Not available in this version: log files to ship.
     pub logs: Option<RawLogs>,
-    /// Not available in this version: records wait in memory.
+    /// Records wait on disk, and outlive the process. Left out: they wait in memory.
     pub spool: Option<RawSpool>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawOtlp {
-    /// The base address, such as `http://127.0.0.1:4318` (HTTP) or `http://127.0.0.1:4317` (gRPC).
-    pub endpoint: RawUrl,
-    /// Default: `http/protobuf`.
+    /// The base address, such as `http://127.0.0.1:4318` (HTTP) or `http://127.0.0.1:4317` (gRPC). Only `telemetry.otlp` may leave it
+    /// out, where `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
+    pub endpoint: Option<RawUrl>,
+    /// Default: `OTEL_EXPORTER_OTLP_PROTOCOL` (for `telemetry.otlp`, as all of these), else `http/protobuf`.
     pub protocol: Option<RawProtocol>,
-    /// Headers of each export.
+    /// Headers of each export, beside those of `OTEL_EXPORTER_OTLP_HEADERS`.
     #[serde(default)]
     pub headers: BTreeMap<String, RawSecretText>,
-    /// Default: `none`.
+    /// Default: `OTEL_EXPORTER_OTLP_COMPRESSION`, else `none`.
     pub compression: Option<RawCompression>,
-    /// For one export. Default: `10s`.
+    /// For one export. Default: `OTEL_EXPORTER_OTLP_TIMEOUT`, else `10s`.
     pub timeout: Option<RawDuration>,
+    /// Files that change are read again. Default: the files that `OTEL_EXPORTER_OTLP_CERTIFICATE`, `OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE`
+    /// and `OTEL_EXPORTER_OTLP_CLIENT_KEY` name.
     #[serde(default)]
     pub tls: RawTls,
-    /// How many log records wait in memory for the collector. Default: 8192.
+    /// How many log records wait in memory for the collector where there is no spool. Default: 8192.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub queue_records: Option<u32>,
 }
@@ -61,6 +67,7 @@ pub enum RawProtocol {
 pub enum RawCompression {
     None,
     Gzip,
+    Zstd,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -68,7 +75,7 @@ pub enum RawCompression {
 pub struct RawTraces {
     /// Default: `true` when there is a collector.
     pub enabled: Option<bool>,
-    /// The share of traces that are kept, of those that start here. Default: 1.0.
+    /// The share of traces that are kept, of those that start here. Default: as `OTEL_TRACES_SAMPLER` and its `_ARG` say, else 1.0.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub sample_ratio: Option<f64>,
 }
@@ -78,7 +85,7 @@ pub struct RawTraces {
 pub struct RawMetrics {
     /// Default: `true` when there is a collector. The Prometheus text on the admin socket is always there.
     pub enabled: Option<bool>,
-    /// Between two exports. Default: `30s`.
+    /// Between two exports. Default: `OTEL_METRIC_EXPORT_INTERVAL`, else `30s`.
     pub interval: Option<RawDuration>,
 }
 
@@ -109,17 +116,27 @@ pub enum RawLineFormat {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawSpool {
+    /// The folder, for this process alone. Made if it is not there.
     pub path: RawPath,
-    #[schemars(range(min = 1))]
+    /// Of all that waits, in MiB. An eighth of it is for audit events only. Default: 256.
+    #[schemars(range(min = 1, max = 1_048_576))]
     pub max_size_mb: Option<u64>,
+    /// What becomes of a record for which there is no room. An audit event is never dropped: it is refused, and with `audit.required`
+    /// what it is about too. Default: `drop_oldest`.
     pub when_full: Option<RawWhenFull>,
+    /// Of what collectors refuse for good and is kept in the folder `dead-letters`, in MiB. 0: nothing is kept. Default: 16.
+    #[schemars(range(min = 0, max = 1_048_576))]
+    pub dead_letters_mb: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RawWhenFull {
+    /// The oldest records go.
     DropOldest,
+    /// The record is not taken.
     DropNewest,
+    /// Sources wait; what cannot wait (a line that a program has printed) is dropped.
     Block,
 }
 

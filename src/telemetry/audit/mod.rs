@@ -30,8 +30,8 @@ use tracing::{debug, enabled, error, info, warn};
 use crate::ports::{AuditEvent, AuditRefused, AuditTail, Condition, ConditionState, Outcome};
 
 use super::error::TelemetryError;
-use super::metrics::{AuditFate, Tallies};
 use super::settings::{AuditSettings, AuditSync};
+use super::tallies::{AuditFate, Tallies};
 
 use chain::Hash;
 use file::AuditFile;
@@ -42,6 +42,8 @@ pub struct AuditTrail {
     state: Mutex<State>,
     /// Events are refused now: what `State` says, to be asked for every request without its lock.
     refusing: AtomicBool,
+    /// `audit.required`, to be asked for every request without the lock.
+    required: AtomicBool,
     tallies: Arc<Tallies>,
 }
 
@@ -119,7 +121,8 @@ impl AuditTrail {
         };
         state.use_file(file);
         (state.anchored, state.noted) = (state.seq, state.seq);
-        Ok(Self { state: Mutex::new(state), refusing: AtomicBool::new(false), tallies })
+        let required = AtomicBool::new(state.settings.required);
+        Ok(Self { state: Mutex::new(state), refusing: AtomicBool::new(false), required, tallies })
     }
 
     /// Writes the event.
@@ -156,6 +159,11 @@ impl AuditTrail {
             }
             Err(cause) => self.refuse(&cause, required, seq).map(|seq| Recorded { seq, anchor: None }),
         }
+    }
+
+    /// An event that cannot be kept refuses what it is about.
+    pub fn is_required(&self) -> bool {
+        self.required.load(Ordering::Acquire)
     }
 
     /// An error while events are refused. A file that failed is tried now and then, so that it is found again without a keeper's help.
@@ -199,6 +207,7 @@ impl AuditTrail {
     pub fn commit(&self, staged: StagedAudit) {
         let mut state = self.lock();
         state.settings = staged.settings;
+        self.required.store(state.settings.required, Ordering::Release);
         if let Some(file) = staged.file {
             state.use_file(file);
         }
@@ -410,9 +419,12 @@ pub fn parse_anchor(text: &str) -> Result<LastRecord, String> {
     parsed.ok_or_else(|| "expected a number, a colon and 64 hexadecimal digits in lower case".to_owned())
 }
 
+/// The name of the event that carries a hash off the machine.
+pub const ANCHOR: &str = "audit.anchor";
+
 /// The log record that keeps a hash elsewhere. It is not an event of the file.
 pub fn anchor_event(anchor: LastRecord) -> AuditEvent {
-    AuditEvent::new("audit.anchor", Outcome::Success).with("mcpeg.audit.hash", anchor.hash.to_string())
+    AuditEvent::new(ANCHOR, Outcome::Success).with("mcpeg.audit.hash", anchor.hash.to_string())
 }
 
 /// Without a file, the own log is where an event is kept.

@@ -35,11 +35,13 @@ pub struct Trouble {
     pub doubtful: bool,
     /// Less at a time may help.
     pub overload: bool,
+    /// It may have arrived all the same.
+    pub uncertain: bool,
 }
 
 impl Trouble {
     pub fn new(phrase: impl Into<String>, pause: Pause) -> Self {
-        Self { phrase: phrase.into(), pause, doubtful: false, overload: false }
+        Self { phrase: phrase.into(), pause, doubtful: false, overload: false, uncertain: false }
     }
 }
 
@@ -80,7 +82,15 @@ pub fn of_grpc(status: &Status, timeout: Duration) -> Answer {
         Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented | Code::NotFound => {
             Answer::Failed(failed(Pause::Busy))
         }
-        _ => Answer::Failed(failed(Pause::Absent)),
+        _ => Answer::Failed(Trouble { uncertain: may_have_arrived(status), ..failed(Pause::Absent) }),
+    }
+}
+
+/// Not when it answered, and not when nobody was there to be asked.
+fn may_have_arrived(status: &Status) -> bool {
+    match status.code() {
+        Code::Cancelled | Code::DeadlineExceeded => true,
+        _ => status.source().is_some_and(|source| !was_refused(source)),
     }
 }
 
@@ -91,7 +101,13 @@ pub fn of_http_failure(error: &reqwest::Error, timeout: Duration) -> Trouble {
     } else {
         unreachable_because(error, timeout)
     };
-    Trouble::new(phrase, Pause::Absent)
+    Trouble { uncertain: !error.is_connect(), ..Trouble::new(phrase, Pause::Absent) }
+}
+
+fn was_refused(error: &(dyn Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| (*error).source());
+    causes
+        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::ConnectionRefused))
 }
 
 fn unreachable_because(error: &(dyn Error + 'static), timeout: Duration) -> String {

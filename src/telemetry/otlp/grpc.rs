@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes};
 use http::uri::PathAndQuery;
-use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
-use prost::Message;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::service::Interceptor;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use crate::telemetry::error::TelemetryError;
+use crate::telemetry::settings::Compression;
+use crate::telemetry::tallies::Signal;
 
+use super::connect::Connector;
 use super::plan::Plan;
 
 #[derive(Clone)]
@@ -31,30 +32,35 @@ impl GrpcWire {
             TelemetryError::Endpoint { endpoint: plan.shown(), reason }
         };
         let timeout = plan.settings.timeout;
-        let mut endpoint = Endpoint::from_shared(plan.settings.endpoint.to_string())
-            .map_err(unusable)?
-            .timeout(timeout)
-            .connect_timeout(timeout);
-        if plan.settings.endpoint.scheme() == "https" {
-            let trusted = ClientTlsConfig::new().trust_anchors(plan.roots.roots.iter().cloned());
-            endpoint = endpoint.tls_config(trusted).map_err(unusable)?;
+        let address = plan.settings.endpoint.to_string();
+        let within = |endpoint: Endpoint| endpoint.timeout(timeout).connect_timeout(timeout);
+        if plan.settings.endpoint.scheme() != "https" {
+            let channel = within(Endpoint::from_shared(address).map_err(unusable)?).connect_lazy();
+            return Ok(Self { plan, channel });
         }
-        let channel = endpoint.connect_lazy();
+        let wrong = |reason: String| TelemetryError::Endpoint { endpoint: plan.shown(), reason };
+        let connector = Connector::new(plan.tls(), plan.server_name()).map_err(wrong)?;
+        // TLS is the connector's business, so what tonic connects to is plain; what it asks for is not.
+        let host = plan.settings.endpoint.host_str().unwrap_or_default();
+        let port = plan.settings.endpoint.port_or_known_default().unwrap_or(443);
+        let endpoint = Endpoint::from_shared(format!("http://{host}:{port}")).map_err(unusable)?;
+        let origin = address.parse().map_err(|error: http::uri::InvalidUri| wrong(error.to_string()))?;
+        let channel = within(endpoint.origin(origin)).connect_with_connector_lazy(connector);
         Ok(Self { plan, channel })
     }
 
-    /// Sends an encoded `ExportLogsServiceRequest`.
-    pub async fn send_logs(&self, body: Bytes) -> Result<ExportLogsServiceResponse, Status> {
+    /// Sends an encoded export request, and hands out the encoded answer.
+    pub async fn send(&self, signal: Signal, body: Bytes) -> Result<Bytes, Status> {
         let mut request = self.headers().call(Request::new(()))?.map(|()| body);
         request.set_timeout(self.plan.settings.timeout);
         let mut client = Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES);
-        if self.plan.settings.gzip {
-            client = client.send_compressed(CompressionEncoding::Gzip);
+        match self.plan.settings.compression {
+            Compression::None => {}
+            Compression::Gzip => client = client.send_compressed(CompressionEncoding::Gzip),
+            Compression::Zstd => client = client.send_compressed(CompressionEncoding::Zstd),
         }
         client.ready().await.map_err(|error| Status::from_error(error.into()))?;
-        let answer = client.unary(request, PathAndQuery::from_static(LOGS_EXPORT), Encoded).await?.into_inner();
-        // An answer that cannot be read says at least that the request was taken.
-        Ok(ExportLogsServiceResponse::decode(answer).unwrap_or_default())
+        Ok(client.unary(request, PathAndQuery::from_static(export_of(signal)), Encoded).await?.into_inner())
     }
 
     pub fn headers(&self) -> PutHeaders {
@@ -112,5 +118,12 @@ impl Decoder for Encoded {
     }
 }
 
-const LOGS_EXPORT: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
+fn export_of(signal: Signal) -> &'static str {
+    match signal {
+        Signal::Logs => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+        Signal::Traces => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+        Signal::Metrics => "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+    }
+}
+
 const MAX_ANSWER_BYTES: usize = 256 * 1024;

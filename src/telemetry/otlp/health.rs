@@ -1,4 +1,4 @@
-//! How the export is doing, in words: the condition `otlp`.
+//! How the export to one destination is doing, in words: the condition `otlp`, or `otlp.NAME`.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -6,16 +6,11 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use crate::ports::{Condition, ConditionState};
-use crate::telemetry::metrics::Signal;
+use crate::telemetry::tallies::Signal;
 
-#[derive(Default)]
-pub struct Health(Mutex<State>);
-
-#[derive(Default)]
-struct State {
-    problems: [Option<Problem>; Signal::ALL.len()],
-    /// When a bound last forced records out, and how many in this outage.
-    dropped: Option<(Instant, u64)>,
+pub struct Health {
+    destination: String,
+    problems: Mutex<[Option<Problem>; Signal::ALL.len()]>,
 }
 
 struct Problem {
@@ -25,65 +20,75 @@ struct Problem {
 }
 
 impl Health {
+    pub fn new(destination: &str) -> Self {
+        Self { destination: destination.to_owned(), problems: Mutex::default() }
+    }
+
     /// An export failed and will be tried again after `wait`.
     pub fn failed(&self, signal: Signal, phrase: &str, wait: Duration) {
         let now = Instant::now();
-        let mut state = self.lock();
-        let known = state.problems[signal as usize].as_ref();
+        let mut problems = self.lock();
+        let known = problems[signal as usize].as_ref();
         let since = known.map_or(now, |known| known.since);
         let news = known.is_none_or(|known| known.phrase != phrase);
-        state.problems[signal as usize] = Some(Problem { phrase: phrase.to_owned(), since, again_at: now + wait });
-        drop(state);
+        problems[signal as usize] = Some(Problem { phrase: phrase.to_owned(), since, again_at: now + wait });
+        drop(problems);
         if news {
-            warn!(signal = signal.as_str(), problem = phrase, "export failed, the collector is tried again");
+            let destination = self.destination.as_str();
+            warn!(
+                destination,
+                signal = signal.as_str(),
+                problem = phrase,
+                "export failed, the collector is tried again"
+            );
         }
     }
 
     /// An export was delivered.
     pub fn delivered(&self, signal: Signal) {
-        let problem = self.lock().problems[signal as usize].take();
+        let problem = self.lock()[signal as usize].take();
         if let Some(problem) = problem {
             let seconds = problem.since.elapsed().as_secs();
-            info!(signal = signal.as_str(), outage_seconds = seconds, "export works again");
+            let destination = self.destination.as_str();
+            info!(destination, signal = signal.as_str(), outage_seconds = seconds, "export works again");
         }
     }
 
-    /// Records had to go without having been delivered.
-    pub fn dropped(&self, signal: Signal, reason: &'static str, count: u64) {
-        let now = Instant::now();
-        let mut state = self.lock();
-        let before = state.dropped.filter(|(last, _)| now.duration_since(*last) < REMEMBERED);
-        state.dropped = Some((now, before.map_or(0, |(_, count)| count) + count));
-        drop(state);
-        if before.is_none() {
-            warn!(signal = signal.as_str(), reason, "records are dropped");
-        }
-    }
-
-    /// `waiting`: the records that wait for the collector at `endpoint`.
-    pub fn condition(&self, endpoint: &str, waiting: u64) -> Condition {
-        let state = self.lock();
+    /// `waiting`: the records that wait for the collector at `endpoint`. `dropped`: those that were dropped lately. `trouble`: why the
+    /// files of TLS are not used as they are.
+    pub fn condition(
+        &self,
+        component: String,
+        endpoint: &str,
+        waiting: u64,
+        dropped: u64,
+        trouble: Option<String>,
+    ) -> Condition {
+        let problems = self.lock();
         let now = Instant::now();
         let mut parts = Vec::new();
-        if let Some(problem) = state.problems.iter().flatten().next() {
+        if let Some(problem) = problems.iter().flatten().next() {
             parts.push(format!("the collector at {endpoint} {}", problem.phrase));
             parts.push(records_wait(waiting));
             let seconds = problem.again_at.saturating_duration_since(now).as_secs_f64().ceil();
             parts.push(if seconds > 0.0 { format!("trying again in {seconds} s") } else { "trying again now".into() });
         }
-        if let Some((_, count)) = state.dropped.filter(|(last, _)| now.duration_since(*last) < REMEMBERED) {
-            parts.push(format!("{count} records were dropped in the last minutes"));
+        if let Some(trouble) = trouble {
+            parts.push(format!("the files of tls changed and cannot be used: {trouble}"));
+        }
+        if dropped > 0 {
+            parts.push(format!("{dropped} records were dropped in the last minutes"));
         }
         let (verdict, message) = if parts.is_empty() {
             (ConditionState::Ok, format!("exports to {endpoint}"))
         } else {
             (ConditionState::Degraded, parts.join("; "))
         };
-        Condition { component: "otlp".into(), state: verdict, message }
+        Condition { component, state: verdict, message }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, [Option<Problem>; Signal::ALL.len()]> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -95,26 +100,22 @@ fn records_wait(count: u64) -> String {
     }
 }
 
-/// How long after the last dropped record the condition still tells of it.
-const REMEMBERED: Duration = Duration::from_secs(120);
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_condition_says_what_is_wrong_and_what_is_done() {
-        let health = Health::default();
+        let health = Health::new("otlp");
         let at = "http://127.0.0.1:4318";
-        assert_eq!(health.condition(at, 0).state, ConditionState::Ok);
+        let condition = |waiting, dropped| health.condition("otlp".to_owned(), at, waiting, dropped, None);
+        assert_eq!(condition(0, 0).state, ConditionState::Ok);
         health.failed(Signal::Logs, "refused the connection", Duration::from_millis(1900));
-        let condition = health.condition(at, 12);
-        assert_eq!(condition.state, ConditionState::Degraded);
+        assert_eq!(condition(12, 0).state, ConditionState::Degraded);
         let expected =
             "the collector at http://127.0.0.1:4318 refused the connection; 12 records wait; trying again in 2 s";
-        assert_eq!(condition.message, expected);
-        health.dropped(Signal::Logs, "queue_full", 3);
+        assert_eq!(condition(12, 0).message, expected);
         health.delivered(Signal::Logs);
-        assert_eq!(health.condition(at, 0).message, "3 records were dropped in the last minutes");
+        assert_eq!(condition(0, 3).message, "3 records were dropped in the last minutes");
     }
 }

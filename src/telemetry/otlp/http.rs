@@ -11,13 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use opentelemetry_http::{HttpClient, HttpError};
 use url::Url;
 
 use crate::telemetry::error::TelemetryError;
+use crate::telemetry::settings::Compression;
 
 use super::answer::{self, Answer, Trouble};
 use super::backoff::Pause;
@@ -33,8 +33,10 @@ pub struct HttpWire {
 impl HttpWire {
     pub fn new(plan: Arc<Plan>) -> Result<Self, TelemetryError> {
         let timeout = plan.settings.timeout;
-        let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(plan.tls()?)
+        let client = plan
+            .address
+            .apply(reqwest::Client::builder())
+            .tls_backend_preconfigured(plan.tls())
             .http1_only()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
@@ -67,12 +69,23 @@ impl HttpWire {
         let resolved =
             self.plan.headers().map_err(|problem| Trouble::new(format!("is not asked: {problem}"), Pause::Absent))?;
         headers.extend(resolved.headers.into_iter().map(|(name, value)| (Some(name), value)));
+        if let Some(host) = self.plan.host() {
+            headers.insert(header::HOST, host);
+        }
         headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/x-protobuf"));
-        let body = if self.plan.settings.gzip && !headers.contains_key(header::CONTENT_ENCODING) {
-            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            gzip(&body)
-        } else {
-            body
+        let body = match self.plan.settings.compression {
+            Compression::Gzip if !headers.contains_key(header::CONTENT_ENCODING) => {
+                headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+                gzip(&body)
+            }
+            Compression::Zstd if !headers.contains_key(header::CONTENT_ENCODING) => match zstd(&body) {
+                Ok(compressed) => {
+                    headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("zstd"));
+                    compressed
+                }
+                Err(_) => body,
+            },
+            _ => body,
         };
         let timeout = self.plan.settings.timeout;
         let failed = |error: reqwest::Error| answer::of_http_failure(&error.without_url(), timeout);
@@ -124,10 +137,15 @@ impl fmt::Debug for HttpWire {
 }
 
 fn gzip(body: &[u8]) -> Bytes {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::fast());
+    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), flate2::Compression::fast());
     // Writing into a vector cannot fail.
     let _ = encoder.write_all(body);
     encoder.finish().unwrap_or_default().into()
+}
+
+fn zstd(body: &[u8]) -> std::io::Result<Bytes> {
+    // Level 0 is the library's own default.
+    zstd::encode_all(body, 0).map(Bytes::from)
 }
 
 const USER_AGENT: &str = concat!("mcpeg/", env!("CARGO_PKG_VERSION"));

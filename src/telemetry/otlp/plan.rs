@@ -1,22 +1,58 @@
 //! The plan: where the collector is, how to speak to it, and whom to trust; checked and ready, but not connected.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustls::{ClientConfig, RootCertStore};
+use http::HeaderValue;
+use rustls::ClientConfig;
 use url::Url;
 
 use crate::telemetry::error::TelemetryError;
-use crate::telemetry::metrics::Signal;
-use crate::telemetry::settings::{OtlpProtocol, OtlpSettings};
-use crate::tls;
+use crate::telemetry::settings::{DestinationSettings, OtlpProtocol, OtlpSettings};
+use crate::telemetry::tallies::Signal;
+use crate::tls::{Destination, Trust};
 
 use super::headers::{HeaderProblem, Resolved, SecretSlot, resolve};
 
 pub struct Plan {
     pub settings: OtlpSettings,
-    /// Empty for an endpoint without TLS.
-    pub roots: Arc<RootCertStore>,
+    /// Follows the files of TLS.
+    trust: Trust,
+    /// How often they were read anew.
+    readings: AtomicU64,
+    /// Where HTTP requests go.
+    pub address: Destination,
     secrets: Arc<SecretSlot>,
+}
+
+/// The plans of one destination, one for each signal, in the order of `Signal`; the same for all that are alike.
+#[derive(Clone)]
+pub struct SignalPlans([Arc<Plan>; Signal::ALL.len()]);
+
+impl SignalPlans {
+    /// Reads the certificates. Connects to nothing.
+    pub fn new(settings: &DestinationSettings, secrets: &Arc<SecretSlot>) -> Result<Self, TelemetryError> {
+        let [logs, traces, metrics] = settings.all();
+        let first = Arc::new(Plan::new(logs.clone(), secrets.clone())?);
+        let other = |settings: &OtlpSettings| {
+            if settings == logs {
+                Ok(first.clone())
+            } else {
+                Plan::new(settings.clone(), secrets.clone()).map(Arc::new)
+            }
+        };
+        let (traces, metrics) = (other(traces)?, other(metrics)?);
+        Ok(Self([first, traces, metrics]))
+    }
+
+    pub fn of(&self, signal: Signal) -> &Arc<Plan> {
+        &self.0[signal as usize]
+    }
+
+    /// Why files of TLS as they are now are not in use.
+    pub fn trouble(&self) -> Option<String> {
+        self.0.iter().find_map(|plan| plan.trust.trouble())
+    }
 }
 
 impl Plan {
@@ -31,13 +67,19 @@ impl Plan {
         if !matches!(scheme, "http" | "https") {
             return Err(unusable("it is neither http nor https"));
         }
-        let roots = tls::roots(scheme, settings.ca_file.as_deref()).map_err(|error| unusable(&error.to_string()))?;
-        Ok(Self { settings, roots: Arc::new(roots), secrets })
+        let trust = Trust::build(&shown(&settings.endpoint), scheme, settings.tls.clone())
+            .map_err(|error| unusable(&error.to_string()))?;
+        let address = Destination::new(&settings.endpoint, settings.server_name.as_deref())
+            .map_err(|reason| unusable(&reason))?;
+        Ok(Self { settings, trust, readings: AtomicU64::new(0), address, secrets })
     }
 
     /// Where requests of `signal` go with `http/protobuf`: the standard path below the endpoint's own.
     pub fn url(&self, signal: Signal) -> Url {
-        let mut url = self.settings.endpoint.clone();
+        let mut url = self.address.base.clone();
+        if self.settings.endpoint_is_whole {
+            return url;
+        }
         let base = url.path().trim_end_matches('/').to_owned();
         url.set_path(&format!("{base}/v1/{}", signal.as_str()));
         url
@@ -64,10 +106,27 @@ impl Plan {
         }
     }
 
-    /// TLS with ring and the plan's roots only.
-    pub fn tls(&self) -> Result<ClientConfig, TelemetryError> {
-        tls::client_config(self.roots.clone())
-            .map_err(|error| TelemetryError::Endpoint { endpoint: self.shown(), reason: error.to_string() })
+    /// TLS with ring, by the files as they were when they could last be used.
+    pub fn tls(&self) -> ClientConfig {
+        self.trust.config()
+    }
+
+    /// Reads the files of TLS again if they changed. Another number than before: there is a new `tls`.
+    pub fn follow_tls(&self) -> u64 {
+        if self.trust.follow() {
+            self.readings.fetch_add(1, Ordering::AcqRel);
+        }
+        self.readings.load(Ordering::Acquire)
+    }
+
+    /// What a server has to prove to be.
+    pub fn server_name(&self) -> &str {
+        self.settings.server_name.as_deref().or_else(|| self.settings.endpoint.host_str()).unwrap_or_default()
+    }
+
+    /// The `Host` of a request, where it is not the one of its address.
+    pub fn host(&self) -> Option<HeaderValue> {
+        self.address.host()
     }
 }
 
@@ -86,15 +145,18 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::telemetry::settings::Compression;
 
     fn plan(endpoint: &str, ca_file: Option<&Path>) -> Result<Plan, TelemetryError> {
         let settings = OtlpSettings {
             endpoint: endpoint.parse().unwrap(),
             protocol: OtlpProtocol::HttpProtobuf,
             headers: Vec::new(),
-            gzip: false,
+            compression: Compression::None,
             timeout: Duration::from_secs(1),
-            ca_file: ca_file.map(Path::to_owned),
+            tls: crate::tls::Files { ca_file: ca_file.map(Path::to_owned), client: None },
+            server_name: None,
+            endpoint_is_whole: false,
             queue_records: 10,
         };
         Plan::new(settings, Arc::default())

@@ -9,36 +9,42 @@ use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 use crate::lifecycle::Shutdown;
-use crate::telemetry::metrics::{ExportTimes, Signal};
+use crate::telemetry::metrics::ExportTimes;
+use crate::telemetry::tallies::Signal;
 
 use super::answer::Trouble;
 use super::backoff::Backoff;
-use super::health::Health;
+use super::destination::Destination;
 use super::wire::{Link, Wire};
 
 /// What a pump takes from.
 pub trait Source: Send {
-    const SIGNAL: Signal;
+    fn signal(&self) -> Signal;
 
     /// How much waits to be sent.
     fn waiting(&self) -> u64;
 
     /// Completes when something has arrived since it last completed.
-    fn arrived(&self) -> impl Future<Output = ()> + Send;
+    fn arrived(&mut self) -> impl Future<Output = ()> + Send;
 
     /// Sends one batch. After an error the same batch is still there; `Ok` means that it is done with, one way or another.
     fn send(&mut self, wire: &Wire) -> impl Future<Output = Result<(), Trouble>> + Send;
 }
 
 pub struct Pump<S> {
-    pub source: S,
-    pub link: Link,
-    pub backoff: Backoff,
-    pub health: Arc<Health>,
-    pub times: ExportTimes,
+    source: S,
+    link: Link,
+    backoff: Backoff,
+    destination: Arc<Destination>,
+    times: ExportTimes,
 }
 
 impl<S: Source> Pump<S> {
+    pub fn new(source: S, destination: Arc<Destination>, times: ExportTimes) -> Self {
+        let link = destination.link(source.signal());
+        Self { source, link, backoff: Backoff::default(), destination, times }
+    }
+
     /// Runs until it is told to stop and everything is sent, or `FLUSH_WITHIN` has passed since.
     pub async fn run(mut self, shutdown: Shutdown) {
         let mut asked = shutdown.clone();
@@ -52,14 +58,20 @@ impl<S: Source> Pump<S> {
             let _ = timeout(FLUSH_WITHIN, pumping).await;
         }
         let left = self.source.waiting();
-        if left > 0 && self.link.is_configured() {
-            warn!(signal = S::SIGNAL.as_str(), left, "not everything was exported before the end");
+        if left > 0 {
+            let destination = self.destination.name.as_str();
+            warn!(
+                destination,
+                signal = self.source.signal().as_str(),
+                left,
+                "not everything was exported before the end"
+            );
         }
     }
 
     async fn pump(&mut self, mut shutdown: Shutdown) {
         loop {
-            if self.source.waiting() == 0 || !self.link.is_configured() {
+            if self.source.waiting() == 0 {
                 if shutdown.is_requested() {
                     return;
                 }
@@ -83,31 +95,30 @@ impl<S: Source> Pump<S> {
                 return;
             }
         }
-        if self.link.is_configured() {
-            tokio::select! {
-                () = sleep(GATHER) => {}
-                () = shutdown.requested() => {}
-            }
+        tokio::select! {
+            () = sleep(GATHER) => {}
+            () = shutdown.requested() => {}
         }
     }
 
     /// Sends one batch. `Some`: it failed, and this is how long to wait.
     async fn attempt(&mut self) -> Option<Duration> {
         let started = Instant::now();
-        let result = match self.link.wire()? {
+        let signal = self.source.signal();
+        let result = match self.link.wire() {
             Ok(wire) => wire.guard(self.source.send(wire)).await,
             Err(trouble) => Err(trouble),
         };
-        self.times.record(S::SIGNAL, result.is_ok(), started.elapsed());
+        self.times.record(&self.destination.name, signal, result.is_ok(), started.elapsed());
         match result {
             Ok(()) => {
                 self.backoff.reset();
-                self.health.delivered(S::SIGNAL);
+                self.destination.health.delivered(signal);
                 None
             }
             Err(trouble) => {
                 let wait = self.backoff.next(trouble.pause);
-                self.health.failed(S::SIGNAL, &trouble.phrase, wait);
+                self.destination.health.failed(signal, &trouble.phrase, wait);
                 Some(wait)
             }
         }

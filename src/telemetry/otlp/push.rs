@@ -11,17 +11,18 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::lifecycle::Shutdown;
-use crate::telemetry::metrics::{ExportTimes, Signal};
+use crate::telemetry::metrics::ExportTimes;
 use crate::telemetry::reader::SharedReader;
+use crate::telemetry::tallies::Signal;
 
-use super::Exports;
 use super::answer::{Answer, Trouble};
 use super::backoff::{Backoff, Pause};
+use super::destination::Destination;
 use super::pump::FLUSH_WITHIN;
 use super::wire::Link;
 
 pub struct MetricPush {
-    pub exports: Arc<Exports>,
+    pub destination: Arc<Destination>,
     pub reader: SharedReader,
     /// `None`: metrics are not exported.
     pub interval: watch::Receiver<Option<Duration>>,
@@ -35,9 +36,7 @@ impl MetricPush {
         let mut sooner = None;
         loop {
             let interval = *self.interval.borrow_and_update();
-            let due = interval
-                .filter(|_| self.link.is_configured())
-                .map(|interval| sooner.map_or(interval, |s| interval.min(s)));
+            let due = interval.map(|interval| sooner.map_or(interval, |s| interval.min(s)));
             let wait = async {
                 match due {
                     Some(wait) => sleep(wait).await,
@@ -62,38 +61,28 @@ impl MetricPush {
     /// Exports once. `Some`: it failed, and this is when to try again.
     async fn attempt(&mut self) -> Option<Duration> {
         let started = Instant::now();
-        let result = self.export().await?;
+        let result = self.export().await;
         self.link.rest();
-        self.times.record(Signal::Metrics, result.is_ok(), started.elapsed());
+        self.times.record(&self.destination.name, Signal::Metrics, result.is_ok(), started.elapsed());
         match result {
             Ok(()) => {
-                self.exports.tallies.exported(Signal::Metrics, 1);
-                self.exports.health.delivered(Signal::Metrics);
+                self.destination.tally.exported(Signal::Metrics, 1);
+                self.destination.health.delivered(Signal::Metrics);
                 self.backoff.reset();
                 None
             }
             Err(trouble) => {
                 let wait = self.backoff.next(trouble.pause);
-                self.exports.health.failed(Signal::Metrics, &trouble.phrase, wait);
+                self.destination.health.failed(Signal::Metrics, &trouble.phrase, wait);
                 Some(wait)
             }
         }
     }
 
-    /// `None` when no collector is configured any more.
-    async fn export(&mut self) -> Option<Result<(), Trouble>> {
-        let wire = match self.link.wire()? {
-            Ok(wire) => wire,
-            Err(trouble) => return Some(Err(trouble)),
-        };
-        let metrics = match self.reader.now() {
-            Ok(metrics) => metrics,
-            Err(error) => return Some(Err(Trouble::new(format!("is not asked: {error}"), Pause::Busy))),
-        };
-        let exporter = match wire.metric_exporter() {
-            Ok(exporter) => exporter,
-            Err(trouble) => return Some(Err(trouble)),
-        };
+    async fn export(&mut self) -> Result<(), Trouble> {
+        let wire = self.link.wire()?;
+        let metrics = self.reader.now().map_err(|error| Trouble::new(format!("is not asked: {error}"), Pause::Busy))?;
+        let exporter = wire.metric_exporter()?;
         let sent = async {
             let Err(error) = exporter.export(&metrics).await else { return Ok(()) };
             match wire.answer_of(&error) {
@@ -103,6 +92,6 @@ impl MetricPush {
                 Answer::Delivered => Ok(()),
             }
         };
-        Some(wire.guard(sent).await)
+        wire.guard(sent).await
     }
 }

@@ -1,6 +1,6 @@
 //! Audit events and lines of programs as OTLP log records, and encoded records as one export request.
 //!
-//! A record waits encoded, in the queue of its kind. A request is put together from encoded records without decoding them: each stands as field 2 of one
+//! A record waits encoded, as a request of its own. A request is put together from encoded records without decoding them: each stands as field 2 of one
 //! `ScopeLogs`, which is field 2 of one `ResourceLogs`, which is field 1 of the request (opentelemetry-proto, `logs/v1/logs.proto` and
 //! `collector/logs/v1/logs_service.proto`).
 
@@ -16,7 +16,9 @@ use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
 use prost::Message;
 
 use crate::ports::{AuditEvent, AuditValue, LogLine, LogOrigin, Outcome};
-use crate::telemetry::audit::bounded;
+use crate::telemetry::audit::{ANCHOR, bounded};
+
+use super::request::{FIELD_1, FIELD_2, field_length, open_field};
 
 /// Encodes events. `log.record.uid` is made of the run and the number, so that a record that arrives twice can be known.
 pub struct RecordEncoder {
@@ -40,7 +42,9 @@ impl RecordEncoder {
         attributes.extend(event.attributes.iter().map(|(name, value)| key_value(name, any_value(value))));
         attributes.push(key_value("mcpeg.audit.outcome", text_value(event.outcome.as_str())));
         attributes.push(key_value("mcpeg.audit.seq", Value::IntValue(i64::try_from(seq).unwrap_or(i64::MAX))));
-        attributes.push(key_value("log.record.uid", Value::StringValue(format!("{}-{seq}", self.run))));
+        // An anchor has the number of the event that it vouches for.
+        let kind = if event.name == ANCHOR { "-anchor" } else { "" };
+        attributes.push(key_value("log.record.uid", Value::StringValue(format!("{}-{seq}{kind}", self.run))));
         let record = LogRecord {
             time_unix_nano: nanos(event.time),
             observed_time_unix_nano: nanos(SystemTime::now()),
@@ -154,21 +158,6 @@ fn field(tag: u8, content: &[u8]) -> Vec<u8> {
     out.extend_from_slice(content);
     out
 }
-
-/// Writes the tag and the length that come before a message or a text.
-fn open_field(out: &mut Vec<u8>, tag: u8, length: usize) {
-    out.push(tag);
-    // A vector grows, so there is always room.
-    let _ = prost::encode_length_delimiter(length, out);
-}
-
-fn field_length(content: usize) -> usize {
-    1 + prost::length_delimiter_len(content) + content
-}
-
-/// Field numbers 1 and 2 with the wire type of length-delimited content.
-const FIELD_1: u8 = (1 << 3) | 2;
-const FIELD_2: u8 = (2 << 3) | 2;
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,4 @@
-//! The spans' way out: from the SDK into a bounded queue, and from there in batches through the SDK's OTLP exporter.
+//! The spans' way out: from the SDK into a bounded queue for each destination, and from there in batches through the SDK's OTLP exporter.
 //!
 //! It stands in for the SDK's batch processor, which runs a thread of its own without a reactor, holds on to one exporter for good and
 //! does not tell what it dropped. Here a full queue refuses the newest span, counted, and a failed batch is tried again some times.
@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use opentelemetry::Context;
 use opentelemetry::trace::{Link as SpanLink, SpanKind, TraceId};
 use opentelemetry_sdk::Resource;
@@ -20,11 +21,12 @@ use tokio::sync::Notify;
 use tracing::warn;
 
 use crate::ports::Redactor;
-use crate::telemetry::metrics::{Reason, Signal, Tallies};
 use crate::telemetry::redact;
+use crate::telemetry::tallies::{Reason, Signal, Tally};
 
 use super::Exports;
 use super::answer::{Answer, Trouble};
+use super::destination::Destination;
 use super::pump::Source;
 use super::wire::Wire;
 
@@ -35,13 +37,24 @@ pub struct SpanQueue(Arc<Queue>);
 struct Queue {
     spans: Mutex<VecDeque<SpanData>>,
     arrived: Notify,
-    tallies: Arc<Tallies>,
-    redactor: Arc<dyn Redactor>,
+    tally: Arc<Tally>,
 }
 
 impl SpanQueue {
-    pub fn new(tallies: Arc<Tallies>, redactor: Arc<dyn Redactor>) -> Self {
-        Self(Arc::new(Queue { spans: Mutex::default(), arrived: Notify::new(), tallies, redactor }))
+    pub fn new(tally: Arc<Tally>) -> Self {
+        Self(Arc::new(Queue { spans: Mutex::default(), arrived: Notify::new(), tally }))
+    }
+
+    fn push(&self, span: SpanData) {
+        let mut spans = self.lock();
+        if spans.len() >= CAPACITY {
+            drop(spans);
+            self.0.tally.dropped(Signal::Traces, Reason::QueueFull, 1);
+            return;
+        }
+        spans.push_back(span);
+        drop(spans);
+        self.0.arrived.notify_one();
     }
 
     pub fn len(&self) -> usize {
@@ -63,29 +76,42 @@ impl SpanQueue {
     }
 }
 
-impl fmt::Debug for SpanQueue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SpanQueue({} spans)", self.len())
+/// Gives every ended span to the queue of each destination.
+#[derive(Clone)]
+pub struct SpanFan(Arc<Fan>);
+
+struct Fan {
+    queues: ArcSwap<Vec<SpanQueue>>,
+    redactor: Arc<dyn Redactor>,
+}
+
+impl SpanFan {
+    pub fn new(redactor: Arc<dyn Redactor>) -> Self {
+        Self(Arc::new(Fan { queues: ArcSwap::default(), redactor }))
+    }
+
+    pub fn set(&self, queues: Vec<SpanQueue>) {
+        self.0.queues.store(Arc::new(queues));
     }
 }
 
-impl SpanProcessor for SpanQueue {
+impl fmt::Debug for SpanFan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SpanFan({} queues)", self.0.queues.load().len())
+    }
+}
+
+impl SpanProcessor for SpanFan {
     fn on_start(&self, _: &mut Span, _: &Context) {}
 
     fn on_end(&self, mut span: SpanData) {
-        if !span.span_context.is_sampled() {
-            return;
-        }
+        let queues = self.0.queues.load();
+        let Some((last, others)) = queues.split_last().filter(|_| span.span_context.is_sampled()) else { return };
         redact::span(&*self.0.redactor, &mut span);
-        let mut spans = self.lock();
-        if spans.len() >= CAPACITY {
-            drop(spans);
-            self.0.tallies.dropped(Signal::Traces, Reason::QueueFull, 1);
-            return;
+        for queue in others {
+            queue.push(span.clone());
         }
-        spans.push_back(span);
-        drop(spans);
-        self.0.arrived.notify_one();
+        last.push(span);
     }
 
     /// The pump sends within a fraction of a second; there is nothing to hurry.
@@ -101,14 +127,15 @@ impl SpanProcessor for SpanQueue {
 
 pub struct SpanSource {
     exports: Arc<Exports>,
+    destination: Arc<Destination>,
     /// The batch that is on its way.
     batch: Vec<SpanData>,
     failures: u32,
 }
 
 impl SpanSource {
-    pub fn new(exports: Arc<Exports>) -> Self {
-        Self { exports, batch: Vec::new(), failures: 0 }
+    pub fn new(exports: Arc<Exports>, destination: Arc<Destination>) -> Self {
+        Self { exports, destination, batch: Vec::new(), failures: 0 }
     }
 
     fn done(&mut self) -> u64 {
@@ -118,30 +145,37 @@ impl SpanSource {
 
     fn give_up(&mut self, why: &str) {
         let count = self.done();
-        self.exports.drop_counted(Signal::Traces, Reason::Refused, count);
-        warn!(spans = count, answer = why, "the collector did not take spans");
+        self.destination.tally.dropped(Signal::Traces, Reason::Refused, count);
+        warn!(
+            destination = self.destination.name.as_str(),
+            spans = count,
+            answer = why,
+            "the collector did not take spans"
+        );
     }
 }
 
 impl Source for SpanSource {
-    const SIGNAL: Signal = Signal::Traces;
-
-    fn waiting(&self) -> u64 {
-        (self.batch.len() + self.exports.spans.len()) as u64
+    fn signal(&self) -> Signal {
+        Signal::Traces
     }
 
-    async fn arrived(&self) {
-        self.exports.spans.0.arrived.notified().await;
+    fn waiting(&self) -> u64 {
+        (self.batch.len() + self.destination.spans.len()) as u64
+    }
+
+    async fn arrived(&mut self) {
+        self.destination.spans.0.arrived.notified().await;
     }
 
     async fn send(&mut self, wire: &Wire) -> Result<(), Trouble> {
         if self.batch.is_empty() {
-            self.batch = self.exports.spans.take(LARGEST_BATCH);
+            self.batch = self.destination.spans.take(LARGEST_BATCH);
         }
         let exporter = wire.span_exporter(&self.exports.resource)?;
         let Err(error) = exporter.export(self.batch.clone()).await else {
             let count = self.done();
-            self.exports.tallies.exported(Signal::Traces, count);
+            self.destination.tally.exported(Signal::Traces, count);
             return Ok(());
         };
         self.failures += 1;
@@ -150,7 +184,7 @@ impl Source for SpanSource {
             Answer::TooLarge if self.batch.len() > 1 => {
                 // The second half goes back to the front of the queue.
                 let rest = self.batch.split_off(self.batch.len() / 2);
-                let mut spans = self.exports.spans.lock();
+                let mut spans = self.destination.spans.lock();
                 for span in rest.into_iter().rev() {
                     spans.push_front(span);
                 }
@@ -211,11 +245,11 @@ impl ShouldSample for Ratio {
 }
 
 /// What resource and scope the spans carry is the provider's; the exporter is told.
-pub fn provider(queue: &SpanQueue, resource: Resource, ratio: &Ratio) -> opentelemetry_sdk::trace::SdkTracerProvider {
+pub fn provider(spans: &SpanFan, resource: Resource, ratio: &Ratio) -> opentelemetry_sdk::trace::SdkTracerProvider {
     opentelemetry_sdk::trace::SdkTracerProvider::builder()
         .with_resource(resource)
         .with_sampler(ratio.below_parents())
-        .with_span_processor(queue.clone())
+        .with_span_processor(spans.clone())
         .build()
 }
 

@@ -19,19 +19,21 @@ use opentelemetry_sdk::trace::SpanExporter as _;
 use prost::Message;
 use tokio::sync::watch;
 
-use crate::telemetry::metrics::Signal;
-use crate::telemetry::settings::OtlpProtocol;
+use crate::telemetry::settings::{self, OtlpProtocol};
+use crate::telemetry::tallies::Signal;
 
 use super::answer::{self, Answer, Trouble};
 use super::backoff::Pause;
 use super::grpc::GrpcWire;
 use super::http::HttpWire;
-use super::plan::Plan;
+use super::plan::{Plan, SignalPlans};
 
 pub struct Wire {
     plan: Arc<Plan>,
     /// The versions of the secrets that it may have carried.
     stamp: Vec<u64>,
+    /// The reading of the files of TLS that it was opened with.
+    reading: u64,
     transport: Transport,
 }
 
@@ -44,17 +46,18 @@ impl Wire {
     fn open(plan: &Arc<Plan>) -> Result<Self, Trouble> {
         let stamp =
             plan.headers().map_err(|problem| Trouble::new(format!("is not asked: {problem}"), Pause::Absent))?.stamp;
+        let reading = plan.follow_tls();
         let transport = match plan.settings.protocol {
             OtlpProtocol::HttpProtobuf => HttpWire::new(plan.clone()).map(Arc::new).map(Transport::Http),
             OtlpProtocol::Grpc => GrpcWire::new(plan.clone()).map(Transport::Grpc),
         };
         let transport = transport.map_err(|error| Trouble::new(format!("cannot be asked: {error}"), Pause::Busy))?;
-        Ok(Self { plan: plan.clone(), stamp, transport })
+        Ok(Self { plan: plan.clone(), stamp, reading, transport })
     }
 
     /// Whether it still leads where `plan` says and carried nothing but what is current.
     fn is_current(&self, plan: &Arc<Plan>) -> bool {
-        Arc::ptr_eq(&self.plan, plan) && self.carries_current_secrets()
+        Arc::ptr_eq(&self.plan, plan) && plan.follow_tls() == self.reading && self.carries_current_secrets()
     }
 
     fn carries_current_secrets(&self) -> bool {
@@ -73,24 +76,25 @@ impl Wire {
         };
         tokio::select! {
             result = request => result,
-            () = outdated => Err(Trouble::new("had not answered when the credential changed", Pause::Absent)),
+            () = outdated => {
+                let trouble = Trouble::new("had not answered when the credential changed", Pause::Absent);
+                Err(Trouble { uncertain: true, ..trouble })
+            }
         }
     }
 
-    /// Sends an encoded `ExportLogsServiceRequest`. For a delivered one, says how many records were rejected.
-    pub async fn send_logs(&self, body: Bytes) -> (Answer, u64) {
-        let (answer, response) = match &self.transport {
+    /// Sends an encoded export request. For a delivered one, says how many records were rejected.
+    pub async fn send(&self, signal: Signal, body: Bytes) -> (Answer, u64) {
+        match &self.transport {
             Transport::Http(http) => {
-                let (answer, body) = http.post(self.plan.url(Signal::Logs), body).await;
-                (answer, ExportLogsServiceResponse::decode(body).unwrap_or_default())
+                let (answer, body) = http.post(self.plan.url(signal), body).await;
+                (answer, rejected(&body))
             }
-            Transport::Grpc(grpc) => match grpc.send_logs(body).await {
-                Ok(response) => (Answer::Delivered, response),
-                Err(status) => (answer::of_grpc(&status, self.plan.settings.timeout), Default::default()),
+            Transport::Grpc(grpc) => match grpc.send(signal, body).await {
+                Ok(body) => (Answer::Delivered, rejected(&body)),
+                Err(status) => (answer::of_grpc(&status, self.plan.settings.timeout), 0),
             },
-        };
-        let rejected = response.partial_success.map_or(0, |partial| partial.rejected_log_records);
-        (answer, u64::try_from(rejected).unwrap_or(0))
+        }
     }
 
     pub fn span_exporter(&self, resource: &Resource) -> Result<SpanExporter, Trouble> {
@@ -110,7 +114,11 @@ impl Wire {
                     .with_interceptor(grpc.headers())
                     .with_timeout(self.plan.settings.timeout)
                     .with_retry_policy(RetryPolicy::disabled());
-                if self.plan.settings.gzip { builder.with_compression(Compression::Gzip) } else { builder }.build()
+                match compression_of(&self.plan) {
+                    Some(compression) => builder.with_compression(compression),
+                    None => builder,
+                }
+                .build()
             }
         };
         let mut exporter = built.map_err(unbuildable)?;
@@ -135,7 +143,11 @@ impl Wire {
                     .with_interceptor(grpc.headers())
                     .with_timeout(self.plan.settings.timeout)
                     .with_retry_policy(RetryPolicy::disabled());
-                if self.plan.settings.gzip { builder.with_compression(Compression::Gzip) } else { builder }.build()
+                match compression_of(&self.plan) {
+                    Some(compression) => builder.with_compression(compression),
+                    None => builder,
+                }
+                .build()
             }
         }
         .map_err(unbuildable)
@@ -163,35 +175,24 @@ impl Wire {
 
 /// Keeps at most one wire, for one signal.
 pub struct Link {
-    plans: watch::Receiver<Option<Arc<Plan>>>,
+    plans: watch::Receiver<SignalPlans>,
+    signal: Signal,
     wire: Option<Wire>,
 }
 
 impl Link {
-    pub fn new(plans: watch::Receiver<Option<Arc<Plan>>>) -> Self {
-        Self { plans, wire: None }
+    pub fn new(plans: watch::Receiver<SignalPlans>, signal: Signal) -> Self {
+        Self { plans, signal, wire: None }
     }
 
-    /// Whether a collector is configured.
-    pub fn is_configured(&self) -> bool {
-        self.plans.borrow().is_some()
-    }
-
-    /// A wire to the collector as configured now. `None` when there is none.
-    pub fn wire(&mut self) -> Option<Result<&Wire, Trouble>> {
-        let plan = self.plans.borrow().clone();
-        let Some(plan) = plan else {
-            self.wire = None;
-            return None;
-        };
+    /// A wire to the collector as configured now.
+    pub fn wire(&mut self) -> Result<&Wire, Trouble> {
+        let plan = self.plans.borrow().of(self.signal).clone();
         let wire = match self.wire.take().filter(|wire| wire.is_current(&plan)) {
             Some(wire) => wire,
-            None => match Wire::open(&plan) {
-                Ok(wire) => wire,
-                Err(trouble) => return Some(Err(trouble)),
-            },
+            None => Wire::open(&plan)?,
         };
-        Some(Ok(self.wire.insert(wire)))
+        Ok(self.wire.insert(wire))
     }
 
     /// Completes when the configuration of the collector has changed.
@@ -211,6 +212,20 @@ impl Link {
     pub fn rest(&mut self) {
         self.wire = self.wire.take().filter(|wire| !wire.plan.carries_secrets());
     }
+}
+
+fn compression_of(plan: &Plan) -> Option<Compression> {
+    match plan.settings.compression {
+        settings::Compression::None => None,
+        settings::Compression::Gzip => Some(Compression::Gzip),
+        settings::Compression::Zstd => Some(Compression::Zstd),
+    }
+}
+
+/// What a successful answer says of records that were not taken. The answers of all three signals have one shape.
+fn rejected(body: &[u8]) -> u64 {
+    let partial = ExportLogsServiceResponse::decode(body).unwrap_or_default().partial_success;
+    partial.map_or(0, |partial| u64::try_from(partial.rejected_log_records).unwrap_or(0))
 }
 
 fn unbuildable(error: ExporterBuildError) -> Trouble {

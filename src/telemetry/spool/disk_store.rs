@@ -120,56 +120,25 @@ impl DiskStore {
         body: &[u8],
         checkpoint: Option<Checkpoint<'_>>,
     ) -> Result<u64, NotTaken> {
-        let mut state = self.lock();
-        let state = &mut *state;
-        if state.lanes[lane as usize].readers.is_empty() {
-            return Ok(state.lanes[lane as usize].segments.next);
+        let mut lost = Vec::new();
+        let taken = self.lock().append(lane, records, body, checkpoint, &mut lost);
+        // Out of the lock, for whoever is told may have something to say.
+        for Lost { destination, lane, why, records } in lost {
+            self.losses.lost(&destination, lane, why, records);
         }
-        let length = frame::length_of(body.len(), checkpoint) as u64;
-        while !state.fits(lane, length) {
-            let when_full = state.bounds.when_full;
-            if when_full == WhenFull::DropNewest && lane != Lane::Audit {
-                state.lose(lane, Loss::Full, records, &*self.losses);
-                return Ok(state.lanes[lane as usize].segments.next);
-            }
-            if when_full != WhenFull::DropOldest || !state.drop_oldest(lane, &*self.losses) {
-                return Err(NotTaken::Full);
-            }
-        }
-        let mut written = state.lanes[lane as usize].segments.append(records, body, checkpoint);
-        if written.is_err() && state.bounds.when_full == WhenFull::DropOldest && state.drop_oldest(lane, &*self.losses)
-        {
-            written = state.lanes[lane as usize].segments.append(records, body, checkpoint);
-        }
-        match written {
-            Ok(()) => {
-                state.recovered();
-                let lane_state = &mut state.lanes[lane as usize];
-                for reader in lane_state.readers.values_mut() {
-                    reader.oldest.get_or_insert_with(SystemTime::now);
-                }
-                Ok(lane_state.segments.next)
-            }
-            Err(error) => {
-                state.failed(&error);
-                // Who can come again with the same is asked to; for others it is lost now.
-                if checkpoint.is_some() || state.bounds.when_full == WhenFull::Block || lane == Lane::Audit {
-                    return Err(NotTaken::Full);
-                }
-                state.lose(lane, Loss::Disk, records, &*self.losses);
-                Ok(state.lanes[lane as usize].segments.next)
-            }
-        }
+        taken
     }
 
-    /// Whether a record of this length would be taken now.
+    /// Whether the bounds have room for a body of this length, made by dropping others where that is asked for.
     pub fn has_room(&self, lane: Lane, length: usize) -> bool {
         let state = self.lock();
-        let may_drop = match state.bounds.when_full {
-            WhenFull::Block => false,
-            _ => lane != Lane::Audit,
-        };
-        state.failing.is_none() && (may_drop || state.fits(lane, length as u64))
+        match (state.bounds.when_full, lane) {
+            (WhenFull::DropOldest, Lane::Audit) => {
+                state.lanes[lane as usize].segments.bytes() + (length + LEFT_OF_OTHERS) as u64 <= state.bounds.max_bytes
+            }
+            (WhenFull::Block, _) | (_, Lane::Audit) => state.fits(lane, length as u64),
+            (WhenFull::DropOldest | WhenFull::DropNewest, _) => true,
+        }
     }
 
     pub fn checkpoint(&self, source: &str) -> Option<Vec<u8>> {
@@ -249,6 +218,10 @@ impl DiskStore {
         (state.used(), state.bounds.max_bytes, state.failing.clone())
     }
 
+    pub fn is_dirty(&self) -> bool {
+        self.lock().lanes.iter().any(|lane| lane.segments.is_dirty())
+    }
+
     /// What was written since the last call.
     pub fn take_unsynced(&self) -> Vec<Unsynced> {
         let mut state = self.lock();
@@ -290,7 +263,63 @@ impl LaneState {
     }
 }
 
+/// Records that a destination will not get.
+struct Lost {
+    destination: String,
+    lane: Lane,
+    why: Loss,
+    records: u64,
+}
+
 impl State {
+    fn append(
+        &mut self,
+        lane: Lane,
+        records: u32,
+        body: &[u8],
+        checkpoint: Option<Checkpoint<'_>>,
+        lost: &mut Vec<Lost>,
+    ) -> Result<u64, NotTaken> {
+        let next = self.lanes[lane as usize].segments.next;
+        if self.lanes[lane as usize].readers.is_empty() {
+            return Ok(next);
+        }
+        let length = frame::length_of(body.len(), checkpoint) as u64;
+        let when_full = self.bounds.when_full;
+        while !self.fits(lane, length) {
+            if when_full == WhenFull::DropNewest && lane != Lane::Audit {
+                self.lose(lane, Loss::Full, records, lost);
+                return Ok(next);
+            }
+            if when_full != WhenFull::DropOldest || !self.drop_oldest(lane, lost) {
+                return Err(NotTaken::Full);
+            }
+        }
+        let mut written = self.lanes[lane as usize].segments.append(records, body, checkpoint);
+        if written.is_err() && when_full == WhenFull::DropOldest && self.drop_oldest(lane, lost) {
+            written = self.lanes[lane as usize].segments.append(records, body, checkpoint);
+        }
+        match written {
+            Ok(()) => {
+                self.recovered();
+                let lane_state = &mut self.lanes[lane as usize];
+                for reader in lane_state.readers.values_mut() {
+                    reader.oldest.get_or_insert_with(SystemTime::now);
+                }
+                Ok(lane_state.segments.next)
+            }
+            Err(error) => {
+                self.failed(&error);
+                // Who can come again with the same is asked to; for others it is lost now.
+                if checkpoint.is_some() || when_full == WhenFull::Block || lane == Lane::Audit {
+                    return Err(NotTaken::Full);
+                }
+                self.lose(lane, Loss::Disk, records, lost);
+                Ok(next)
+            }
+        }
+    }
+
     fn used(&self) -> u64 {
         self.lanes.iter().map(|lane| lane.segments.bytes()).sum()
     }
@@ -306,7 +335,7 @@ impl State {
     }
 
     /// Makes room for `lane`: from its own oldest records, or if it has none to give, from the largest other lane but audit.
-    fn drop_oldest(&mut self, lane: Lane, losses: &dyn Losses) -> bool {
+    fn drop_oldest(&mut self, lane: Lane, losses: &mut Vec<Lost>) -> bool {
         let mut order: Vec<Lane> = Lane::ALL.into_iter().filter(|other| *other != Lane::Audit).collect();
         order.sort_by_key(|other| (*other != lane, std::cmp::Reverse(self.lanes[*other as usize].segments.bytes())));
         for victim in order {
@@ -320,7 +349,7 @@ impl State {
                         reader.acknowledged = base;
                     }
                     reader.read = base;
-                    losses.lost(name, victim, Loss::Full, lost);
+                    losses.push(Lost { destination: name.clone(), lane: victim, why: Loss::Full, records: lost });
                 }
             }
             return true;
@@ -328,10 +357,9 @@ impl State {
         false
     }
 
-    fn lose(&self, lane: Lane, why: Loss, records: u32, losses: &dyn Losses) {
-        for name in self.lanes[lane as usize].readers.keys() {
-            losses.lost(name, lane, why, u64::from(records));
-        }
+    fn lose(&self, lane: Lane, why: Loss, records: u32, lost: &mut Vec<Lost>) {
+        let names = self.lanes[lane as usize].readers.keys();
+        lost.extend(names.map(|name| Lost { destination: name.clone(), lane, why, records: records.into() }));
     }
 
     fn failed(&mut self, error: &io::Error) {
@@ -348,5 +376,7 @@ impl State {
     }
 }
 
+/// What lanes keep of which every record was dropped.
+const LEFT_OF_OTHERS: usize = 64 * 1024;
 /// One part in so many.
 const AUDIT_SHARE: u64 = 8;

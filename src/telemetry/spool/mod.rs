@@ -8,13 +8,14 @@
 //! the records no more than how many they are.
 //!
 //! `frame` is the format, `segments` the files of a lane, `walk` and `reader` the way through them, `cursor` how far a destination is,
-//! `checkpoints` where the sources stand, `disk_store` all of it together behind one bound, `memory_store` what is used without a folder.
+//! `checkpoints` where the sources stand, `keeper` syncs, `disk_store` all of it together behind one bound, `memory_store` what is used without a folder.
 
 mod checkpoints;
 mod cursor;
 pub mod disk;
 mod disk_store;
 pub mod frame;
+pub mod keeper;
 mod memory_store;
 mod reader;
 mod segments;
@@ -86,6 +87,8 @@ impl SpoolBounds {
 pub struct SpoolSettings {
     pub path: PathBuf,
     pub bounds: SpoolBounds,
+    /// The most that is kept of what collectors refuse.
+    pub dead_letter_bytes: u64,
 }
 
 /// Why a record was not taken.
@@ -253,16 +256,14 @@ impl Spool {
     pub async fn room(&self, lane: Lane, bytes: usize) {
         let mut freed = pin!(self.0.room.notified());
         freed.as_mut().enable();
-        if self.has_room(lane, bytes) {
-            // It was refused, and yet there is room: either some was just made, or the disk fails, which is not asked too often.
-            tokio::time::sleep(SHORT_WAIT).await;
+        if self.has_room(lane, bytes) && self.usage().is_none_or(|(_, _, failing)| failing.is_none()) {
             return;
         }
         // A disk that is full makes no sound when it has room again.
         let _ = tokio::time::timeout(LOOK_AGAIN, freed).await;
     }
 
-    /// Whether a request of `bytes` would be taken now.
+    /// Whether the bounds have room for a request of `bytes` now.
     pub fn has_room(&self, lane: Lane, bytes: usize) -> bool {
         match &self.0.store {
             Store::Memory(store) => store.has_room(lane),
@@ -356,6 +357,14 @@ impl Spool {
         }
     }
 
+    /// Whether there is something to sync.
+    pub fn is_dirty(&self) -> bool {
+        match &self.0.store {
+            Store::Memory(_) => false,
+            Store::Disk(store) => store.is_dirty(),
+        }
+    }
+
     /// Syncs to the disk what was written since the last call. Blocks.
     pub fn sync(&self) -> io::Result<()> {
         match &self.0.store {
@@ -374,7 +383,6 @@ impl Store {
     }
 }
 
-const SHORT_WAIT: Duration = Duration::from_millis(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 #[cfg(test)]

@@ -242,6 +242,10 @@ impl Segments {
         self.list.get(self.list.partition_point(|other| other.base <= segment.base)).cloned()
     }
 
+    pub fn is_dirty(&self) -> bool {
+        self.active_dirty || self.folder_dirty || !self.unsynced.is_empty()
+    }
+
     /// What was written since the last call, to be synced outside of any lock.
     pub fn take_unsynced(&mut self) -> Unsynced {
         let mut files = std::mem::take(&mut self.unsynced);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flate2::read::GzDecoder;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -43,6 +43,22 @@ impl Received {
     }
 }
 
+impl Received {
+    /// An attribute of each log record that has it and is a text.
+    pub fn texts(&self, key: &str) -> Vec<String> {
+        use opentelemetry_proto::tonic::common::v1::any_value::Value;
+        let request = ExportLogsServiceRequest::decode(self.body.clone()).unwrap();
+        let records = request.resource_logs.into_iter().flat_map(|r| r.scope_logs).flat_map(|s| s.log_records);
+        let attributes = records.flat_map(|record| record.attributes).filter(|pair| pair.key == key);
+        attributes
+            .filter_map(|pair| match pair.value?.value? {
+                Value::StringValue(text) => Some(text),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
 /// How to answer: an HTTP status with headers, or a gRPC code with a message.
 #[derive(Debug, Clone)]
 pub struct Reply {
@@ -61,9 +77,15 @@ impl Reply {
     pub fn never() -> Self {
         Self::code(NEVER)
     }
+
+    /// The request is taken, and the client waits in vain.
+    pub fn lost() -> Self {
+        Self::code(LOST)
+    }
 }
 
 const NEVER: u16 = 999;
+const LOST: u16 = 998;
 
 pub type Script = Box<dyn FnMut(&Received) -> Reply + Send>;
 
@@ -158,16 +180,17 @@ async fn serve(stream: tokio::net::TcpStream, state: Arc<State>) {
 async fn answer(state: &State, request: Request<Incoming>) -> Response<BoxBody<Bytes, Infallible>> {
     let (parts, body) = request.into_parts();
     let mut body = body.collect().await.unwrap().to_bytes();
-    let zipped = if state.grpc {
-        let frame = body.split_to(5);
-        frame[0] == 1
-    } else {
-        parts.headers.get("content-encoding").is_some_and(|value| value == "gzip")
-    };
-    if zipped {
-        let mut plain = Vec::new();
-        GzDecoder::new(&body[..]).read_to_end(&mut plain).unwrap();
-        body = plain.into();
+    let zipped = !state.grpc || body.split_to(5)[0] == 1;
+    let encoding = parts.headers.get(if state.grpc { "grpc-encoding" } else { "content-encoding" });
+    match encoding.map(HeaderValue::as_bytes).filter(|_| zipped) {
+        None => {}
+        Some(b"gzip") => {
+            let mut plain = Vec::new();
+            GzDecoder::new(&body[..]).read_to_end(&mut plain).unwrap();
+            body = plain.into();
+        }
+        Some(b"zstd") => body = zstd::decode_all(&body[..]).unwrap().into(),
+        other => panic!("{other:?}"),
     }
     let mut received = Received {
         path: parts.uri.path().to_owned(),
@@ -177,9 +200,9 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<BoxBody<B
         accepted: false,
     };
     let reply = state.script.lock().unwrap()(&received);
-    received.accepted = reply.code == if state.grpc { 0 } else { 200 };
+    received.accepted = reply.code == LOST || reply.code == if state.grpc { 0 } else { 200 };
     state.received.lock().unwrap().push(received);
-    if reply.code == NEVER {
+    if reply.code == NEVER || reply.code == LOST {
         std::future::pending::<()>().await;
     }
     if state.grpc { grpc_response(&reply) } else { http_response(reply) }
