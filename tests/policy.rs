@@ -286,6 +286,8 @@ async fn a_service_for_others_is_not_there() {
     assert_eq!(list["result"]["tools"], json!([]), "{list}");
     assert!(!list.to_string().contains("library"), "{list}");
     refused(&all.call("library__stamp", json!({})).await, -32014, "deny.peers");
+    let hint = all.call("librar__stamp", json!({})).await;
+    assert!(hint["error"].is_object() && !hint.to_string().contains("library"), "{hint}");
     let answer = all.call("other__stamp", json!({})).await;
     assert_eq!(answer["error"]["data"]["rule"], "peers.1.deny.tools: *", "{answer}");
     assert_eq!((library.has_read("vendor"), library.has_read("tools/call")), (0, 0));

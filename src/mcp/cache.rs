@@ -1,8 +1,8 @@
 //! Which answers are kept, under what, and for how long.
 //!
 //! Kept: results of tools and resources that have a `cache_ttl`, and in the modern era what the server allows by `ttlMs` and `cacheScope`
-//! (2026-07-28, caching). Never: errors, results that say `isError`, `input_required` and what followed it, and whatever a live secret
-//! was found in.
+//! (2026-07-28, caching). Never: errors, results that say `isError`, `input_required` and what followed it, tasks, and whatever a live
+//! secret was found in.
 //!
 //! A key is a digest of everything that the answer depends on: the parameters (spaces and the order of members aside), who asks, unless
 //! the answer is public, the settings and the versions of the secrets that the service is given, and how often the server said that
@@ -244,7 +244,7 @@ fn add_params(digest: &mut Context, params: &str) -> Option<()> {
     let Members(members) = serde_json::from_str(params).ok()?;
     for (key, value) in members {
         match &*key {
-            "inputResponses" | "requestState" => return None,
+            "inputResponses" | "requestState" | "task" => return None,
             "_meta" => {
                 let Members(meta) = serde_json::from_str(value.get()).ok()?;
                 for (key, value) in meta.into_iter().filter(|(key, _)| !PASSING.contains(&&**key)) {

@@ -51,6 +51,7 @@ fn a_key_depends_on_what_a_server_could_tell_apart() {
         r#"{"name":"t","arguments":{"a":1,"a":2}}"#,
         r#"{"name":"t","requestState":"x"}"#,
         r#"{"name":"t","inputResponses":{}}"#,
+        r#"{"name":"t","task":{"ttl":1000}}"#,
     ] {
         assert_eq!(own(never), None, "{never}");
     }

@@ -17,9 +17,9 @@ pub fn split<'n, 's, S>(name: &'n str, services: &'s BTreeMap<String, S>) -> Opt
 }
 
 /// What to say about a name that no service has.
-pub fn unknown<S>(name: &str, services: &BTreeMap<String, S>) -> String {
+pub fn unknown<'s>(name: &str, services: impl Iterator<Item = &'s str>) -> String {
     let service = name.split_once(SEPARATOR).map_or(name, |(service, _)| service);
-    let near = services.keys().map(|known| (distance(service, known), known)).min();
+    let near = services.map(|known| (distance(service, known), known)).min();
     match near {
         Some((distance, known)) if distance <= 1 + service.len() / 4 => {
             format!(
@@ -80,8 +80,8 @@ mod tests {
 
     #[test]
     fn a_slip_of_the_pen_gets_a_hint() {
-        let services = services(&["github", "mysql"]);
-        assert!(unknown("gihtub__get_issue", &services).contains("did you mean \"github__...\""));
-        assert!(!unknown("weather__now", &services).contains("did you mean"));
+        let services = || ["github", "mysql"].into_iter();
+        assert!(unknown("gihtub__get_issue", services()).contains("did you mean \"github__...\""));
+        assert!(!unknown("weather__now", services()).contains("did you mean"));
     }
 }

@@ -130,7 +130,9 @@ impl Router {
             return self.refuse_request(request, code::INVALID_PARAMS, "\"params.name\" is missing", "invalid_params");
         };
         let Some((_, service, name_there)) = names::split(&name, &registry.services) else {
-            let message = names::unknown(&name, &registry.services);
+            let peer = self.peer;
+            let visible = registry.services.iter().filter(|(_, service)| service.policy().refuses_peer(peer).is_none());
+            let message = names::unknown(&name, visible.map(|(name, _)| name.as_str()));
             return self.refuse_request(request, code::INVALID_PARAMS, &message, "unknown_service");
         };
         if let Some(line) = splice::replace(line, field, &json!(name_there).to_string()) {
