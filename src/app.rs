@@ -114,6 +114,7 @@ fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<Domains, Part
     let shipping = Shipping { redactor: redactor.clone(), sink: Arc::new(telemetry.clone()) };
     let outside = mcp::Outside {
         secrets: reader.clone(),
+        control: reader.clone(),
         guard,
         audit: audit.clone(),
         meter: meter.clone(),

@@ -21,8 +21,8 @@ use std::process::ExitStatus;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::process::{
-    Gid, Pid, PidfdFlags, Signal, Uid, getegid, geteuid, getpgrp, getpid, getppid, kill_process, kill_process_group,
-    pidfd_open, set_parent_process_death_signal,
+    Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid, getegid, geteuid, getpgrp, getpid, getppid, getrlimit,
+    kill_process, kill_process_group, pidfd_open, set_parent_process_death_signal, setrlimit,
 };
 use rustix::termios::{tcgetpgrp, tcsetpgrp};
 use rustix::thread::{self, CapabilitySet};
@@ -51,6 +51,40 @@ pub struct Manner {
     pub identity: Option<Identity>,
     /// Gets the terminal, when standard input is one that this process has.
     pub foreground: bool,
+    pub limits: ResourceLimits,
+}
+
+/// What a child, and each of what it starts, may use (setrlimit(2)). `None`: as this process.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ResourceLimits {
+    /// Of memory that it writes to (RLIMIT_DATA), in bytes.
+    pub memory: Option<u64>,
+    /// Of processor time; then it is ended.
+    pub cpu_seconds: Option<u64>,
+    pub open_files: Option<u64>,
+    /// Of its user, all of them together.
+    pub processes: Option<u64>,
+}
+
+impl ResourceLimits {
+    /// As system calls want them: never above what this process itself is bound to, which would be refused.
+    fn wanted(&self) -> Vec<(Resource, Rlimit)> {
+        let of = |resource: Resource, limit: Option<u64>, grace: u64| {
+            let highest = getrlimit(resource).maximum.unwrap_or(u64::MAX);
+            let limit = limit?.min(highest);
+            Some((resource, Rlimit { current: Some(limit), maximum: Some(limit.saturating_add(grace).min(highest)) }))
+        };
+        [
+            of(Resource::Data, self.memory, 0),
+            // At the first it is told (SIGXCPU), at the second killed.
+            of(Resource::Cpu, self.cpu_seconds, 1),
+            of(Resource::Nofile, self.open_files, 0),
+            of(Resource::Nproc, self.processes, 0),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
 }
 
 /// The user and the group that a child runs as; it gets no other groups.
@@ -287,7 +321,11 @@ fn start(mut command: Command, manner: Manner) -> io::Result<(Child, Registered)
     let identity = manner.identity.filter(|identity| !identity.is_own());
     let stdin = std::io::stdin();
     let foreground = manner.foreground && tcgetpgrp(&stdin).is_ok_and(|group| group == getpgrp());
+    let limits = manner.limits.wanted();
     let bind = move || {
+        for (resource, limit) in &limits {
+            setrlimit(*resource, *limit)?;
+        }
         if let Some(identity) = &identity {
             identity.take()?;
         }

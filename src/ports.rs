@@ -106,7 +106,8 @@ impl RedactedKind {
     }
 }
 
-/// What is known of the secrets, and a fetch out of turn. Implemented by the secrets domain, used by the admin socket.
+/// What is known of the secrets, and a fetch out of turn. Implemented by the secrets domain, used by the admin socket, and by MCP when an
+/// upstream refuses a credential.
 pub trait SecretControl: Send + Sync {
     /// Every configured item; names, versions and ages, never a value.
     fn list(&self) -> Vec<SecretSummary>;

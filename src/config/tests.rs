@@ -6,6 +6,7 @@ mod oauth;
 mod policy;
 mod process;
 mod secrets;
+mod services;
 mod telemetry;
 
 use std::fs;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::settings::{ServiceSettings, UpstreamSettings};
-use crate::ports::{SecretReader, SecretUnavailable};
+use crate::ports::{Hold, SecretReader, SecretUnavailable};
 use crate::secret::{ResolveError, Secret, SecretText};
 
 /// Why a header or a variable has no value now. Names the place and the secret, never a value.
@@ -16,6 +16,8 @@ pub enum CredentialError {
     Unresolved { place: String, source: ResolveError<SecretUnavailable> },
     #[error("{place}: the secret holds bytes that may not stand in a header")]
     NotAHeaderValue { place: String },
+    #[error("{place}: the secret is not text")]
+    NotText { place: String },
 }
 
 /// The versions that were read for one use.
@@ -23,6 +25,11 @@ pub enum CredentialError {
 pub struct Versions(BTreeMap<String, u64>);
 
 impl Versions {
+    /// Keeps the leases of these versions for as long as the holds are kept.
+    pub fn hold(&self, secrets: &dyn SecretReader) -> Vec<Hold> {
+        self.0.iter().map(|(item, version)| secrets.hold(item, *version)).collect()
+    }
+
     /// `item@version`, by item.
     pub fn list(&self) -> Arc<[String]> {
         self.0.iter().map(|(item, version)| format!("{item}@{version}")).collect()
@@ -54,7 +61,15 @@ pub fn versions(settings: &ServiceSettings, secrets: &dyn SecretReader) -> Vec<S
 pub fn items(settings: &ServiceSettings) -> BTreeSet<String> {
     let texts: Vec<&SecretText> = match &settings.upstream {
         UpstreamSettings::Stdio(stdio) => stdio.env.values().collect(),
-        UpstreamSettings::Http(http) => http.headers.iter().map(|(_, value)| value).collect(),
+        UpstreamSettings::Http(http) => {
+            http.headers.iter().map(|(_, value)| value).chain(http.query.iter().map(|(_, value)| value)).collect()
+        }
     };
     texts.into_iter().flat_map(SecretText::references).map(|reference| reference.item.clone()).collect()
+}
+
+/// Keeps the leases of these versions, as `Versions::list` has them, for as long as the holds are kept.
+pub fn hold(versions: &[String], secrets: &dyn SecretReader) -> Vec<Hold> {
+    let parted = versions.iter().filter_map(|version| version.rsplit_once('@'));
+    parted.filter_map(|(item, version)| Some(secrets.hold(item, version.parse().ok()?))).collect()
 }

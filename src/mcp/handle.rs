@@ -16,7 +16,7 @@ use super::breaker::State;
 use super::http::bind::Door;
 use super::registry::{Registry, Shared, Socket, Target, service_socket};
 use super::service::{Service, http_clients};
-use super::settings::{McpSettings, ServiceSettings, UpstreamSettings};
+use super::settings::{HttpTransport, McpSettings, ServiceSettings, UpstreamSettings};
 use super::upstream::client::HttpClients;
 use crate::local_socket::{Prepared, SocketError, prepare};
 use crate::ports::{Condition, ConditionState, StatusReport};
@@ -163,12 +163,17 @@ impl StatusReport for McpHandle {
     fn conditions(&self) -> Vec<Condition> {
         let registry = self.shared.registry.borrow().clone();
         let condition = |service: &Arc<Service>| {
-            let (state, message) = match (broken(service), service.failure()) {
-                (Some(broken), _) => (ConditionState::Degraded, broken),
-                (None, Some((_, reason))) => {
+            let (state, message) = match (broken(service), service.failure(), service.swap_trouble()) {
+                (Some(broken), _, _) => (ConditionState::Degraded, broken),
+                (None, Some((_, reason)), _) => {
                     (ConditionState::Degraded, format!("{reason}; it is tried again when it is needed"))
                 }
-                (None, None) => match service.http().and_then(|http| http.trouble()) {
+                (None, None, Some((sessions, reason))) => {
+                    let stay =
+                        format!("of its sessions {sessions} stay with a server that was started with an older secret");
+                    (ConditionState::Degraded, format!("{stay}: {reason}; it is tried again"))
+                }
+                (None, None, None) => match service.http().and_then(|http| http.trouble()) {
                     Some(trouble) => (ConditionState::Degraded, format!("{trouble}; the ones before stay in use")),
                     None => (ConditionState::Ok, String::new()),
                 },
@@ -205,7 +210,8 @@ fn detail_of(service: &Service) -> Value {
     let upstream = match &settings.upstream {
         UpstreamSettings::Stdio(stdio) => json!({ "transport": "stdio", "program": stdio.argv.first() }),
         UpstreamSettings::Http(http) => {
-            json!({ "transport": "http", "origin": http.url.origin().ascii_serialization() })
+            let transport = if service.is_older() || http.transport == HttpTransport::Sse { "sse" } else { "http" };
+            json!({ "transport": transport, "origin": http.url.origin().ascii_serialization() })
         }
     };
     let children: Vec<Value> = service

@@ -18,6 +18,8 @@ fn settings(folder: &Path, services: &[(&str, &str)]) -> McpSettings {
             working_directory: None,
             identity: None,
             on_rotate: OnRotate::Restart,
+            files: Vec::new(),
+            limits: Default::default(),
         }),
         timeout: Duration::from_secs(5),
         policy: Default::default(),
@@ -42,7 +44,8 @@ fn built(settings: McpSettings) -> Result<McpHandle, McpError> {
     let meter = opentelemetry::global::meter("test");
     let guard = std::sync::Arc::new(crate::guard::Guard::new().unwrap());
     let (secrets, audit, cache) = (Secrets::new(&[]), Audit::new(), no_cache());
-    let outside = Outside { secrets, guard, audit, meter, shipping: shipping(), cache, identity };
+    let control = secrets.clone();
+    let outside = Outside { secrets, control, guard, audit, meter, shipping: shipping(), cache, identity };
     build(settings, outside).map(|(handle, _)| handle)
 }
 

@@ -11,6 +11,7 @@ mod breaker;
 mod bridge;
 mod cache;
 mod call;
+mod catalogue;
 pub mod connect;
 mod credentials;
 mod envelope;
@@ -23,6 +24,7 @@ mod mask;
 mod members;
 mod message;
 mod metrics;
+mod parameters;
 mod policy;
 mod protocol;
 mod registry;
@@ -31,6 +33,7 @@ mod service;
 mod session;
 mod sessions;
 pub mod settings;
+mod shown;
 mod splice;
 mod stdio;
 #[cfg(test)]
@@ -60,7 +63,7 @@ use crate::guard::Guard;
 use crate::lifecycle::{Part, Readiness, Stage};
 use crate::local_socket::SocketError;
 use crate::output::Shipping;
-use crate::ports::{AuditLog, Cache, SecretReader};
+use crate::ports::{AuditLog, Cache, SecretControl, SecretReader};
 
 /// How the aggregate presents itself, to clients and to upstreams.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +85,8 @@ pub enum McpError {
 /// What this domain needs of the others.
 pub struct Outside {
     pub secrets: Arc<dyn SecretReader>,
+    /// Asked for a fresh value when an upstream refuses the one that there is.
+    pub control: Arc<dyn SecretControl>,
     pub guard: Arc<Guard>,
     pub audit: Arc<dyn AuditLog>,
     pub meter: Meter,
@@ -92,7 +97,7 @@ pub struct Outside {
 
 /// Binds the sockets and gives the parts that serve them: a listener, which stops first, and the sessions.
 pub fn build(settings: McpSettings, outside: Outside) -> Result<(McpHandle, Vec<Part>), McpError> {
-    let Outside { secrets, guard, audit, meter, shipping, cache, identity } = outside;
+    let Outside { secrets, control, guard, audit, meter, shipping, cache, identity } = outside;
     let registry = Registry {
         services: BTreeMap::new(),
         sockets: Vec::new(),
@@ -107,6 +112,7 @@ pub fn build(settings: McpSettings, outside: Outside) -> Result<(McpHandle, Vec<
     let shared = Arc::new(Shared {
         registry: watch::Sender::new(Arc::new(registry)),
         secrets,
+        control,
         leaks: Arc::new(Leaks::new(guard, settings.leak_guard)),
         recorder: Arc::new(Recorder { audit, metrics: Metrics::new(&meter), shipping }),
         answers: Arc::new(Answers::new(cache, random())),

@@ -19,7 +19,7 @@ use super::leaks::Leaks;
 use super::service::Service;
 use super::settings::{Limits, UnixSettings};
 use crate::local_socket::BoundSocket;
-use crate::ports::SecretReader;
+use crate::ports::{SecretControl, SecretReader};
 
 #[derive(Clone)]
 pub struct Registry {
@@ -59,6 +59,7 @@ impl Target {
 pub struct Shared {
     pub registry: watch::Sender<Arc<Registry>>,
     pub secrets: Arc<dyn SecretReader>,
+    pub control: Arc<dyn SecretControl>,
     pub leaks: Arc<Leaks>,
     pub recorder: Arc<Recorder>,
     pub answers: Arc<Answers>,

@@ -4,19 +4,28 @@
 //! report here what they start and how it goes, for `status`. It holds no secret.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
+use futures_util::future::join_all;
 use tokio::sync::watch;
 
 use super::cache::Changes;
+use super::catalogue::Catalogue;
+use super::credentials;
 use super::policy::Policy;
 use super::protocol::Era;
 use super::settings::{ServiceSettings, UpstreamSettings};
 use super::upstream::Failure;
 use super::upstream::client::{ClientError, HttpClients};
+use crate::ports::{SecretControl, SecretReader};
+use crate::tls;
+
+/// Between two questions for fresh secrets.
+const REFRESH_PAUSE: Duration = Duration::from_secs(2);
 
 pub struct Service {
     pub name: Arc<str>,
@@ -26,9 +35,14 @@ pub struct Service {
     /// What the upstream was found to speak: two bits for each era, the higher one if it is known.
     eras: AtomicU8,
     pub changes: Changes,
+    /// Its server was found to speak the older transport of HTTP.
+    older: AtomicBool,
     sessions: AtomicUsize,
     restarts: AtomicU64,
     run: Mutex<Run>,
+    pub catalogue: Catalogue,
+    /// When the secrets were last asked for because the upstream had refused them.
+    refreshed: tokio::sync::Mutex<Option<Instant>>,
 }
 
 /// What a session must follow.
@@ -48,6 +62,11 @@ pub struct ServiceState {
 struct Run {
     children: BTreeMap<u32, SystemTime>,
     failure: Option<(SystemTime, String)>,
+    /// Of sessions that stay with a child that has older secrets, and why.
+    swaps: BTreeMap<u64, String>,
+    swap_count: u64,
+    /// Of the files that children read, as they were last seen.
+    files: Option<tls::Stamp>,
 }
 
 impl Service {
@@ -62,9 +81,12 @@ impl Service {
             http: ArcSwapOption::new(http),
             eras: AtomicU8::new(0),
             changes: Changes::default(),
+            older: AtomicBool::new(false),
             sessions: AtomicUsize::new(0),
             restarts: AtomicU64::new(0),
             run: Mutex::default(),
+            catalogue: Catalogue::default(),
+            refreshed: tokio::sync::Mutex::default(),
         })
     }
 
@@ -84,6 +106,9 @@ impl Service {
     pub fn change(&self, settings: ServiceSettings, http: Option<Arc<HttpClients>>) {
         self.http.store(http);
         self.forget_eras();
+        self.older.store(false, Ordering::Relaxed);
+        self.catalogue.forget();
+        self.run().files = None;
         self.state.send_modify(|state| {
             let policy = Policy::new(self.name.clone(), settings.policy.clone(), Some(&*state.policy));
             state.policy = Arc::new(policy);
@@ -106,13 +131,55 @@ impl Service {
         self.state.send_modify(|state| state.rotation += 1);
     }
 
+    /// Asks for fresh secrets, because the upstream has refused the ones that were `used`. Who comes while somebody else asks waits for that one's
+    /// answer; does nothing where there are other versions already, or when it was asked a moment ago.
+    pub async fn refresh(&self, secrets: &dyn SecretReader, control: &dyn SecretControl, used: &[String]) {
+        let mut last = self.refreshed.lock().await;
+        let settings = self.settings();
+        let is_recent = last.is_some_and(|last| last.elapsed() < REFRESH_PAUSE);
+        if is_recent || credentials::versions(&settings, secrets) != used {
+            return;
+        }
+        let items = credentials::items(&settings);
+        let outcomes = join_all(items.iter().map(|item| control.refresh(item))).await;
+        for (item, outcome) in items.iter().zip(outcomes) {
+            match outcome {
+                Ok(refreshed) => {
+                    let changed = refreshed.changed;
+                    tracing::info!(
+                        service = &*self.name,
+                        item,
+                        changed,
+                        "the upstream refused a credential, which was fetched anew"
+                    );
+                }
+                Err(error) => {
+                    tracing::warn!(service = &*self.name, item, %error, "a refused credential was not fetched anew")
+                }
+            }
+        }
+        *last = Some(Instant::now());
+    }
+
     /// Whether the settings name files that may change while they are in use.
     pub fn has_files(&self) -> bool {
-        self.http.load().as_ref().is_some_and(|http| http.has_files())
+        match &self.settings().upstream {
+            UpstreamSettings::Stdio(stdio) => !stdio.files.is_empty(),
+            UpstreamSettings::Http(_) => self.http.load().as_ref().is_some_and(|http| http.has_files()),
+        }
     }
 
     /// Uses the files as they are now.
     pub fn follow_files(&self) {
+        if let UpstreamSettings::Stdio(stdio) = &self.settings().upstream {
+            let files: Vec<&Path> = stdio.files.iter().map(PathBuf::as_path).collect();
+            let stamp = tls::stamp(&files);
+            let before = self.run().files.replace(stamp.clone());
+            if before.is_some_and(|before| before != stamp) {
+                tracing::info!(service = &*self.name, "a file of the service has changed");
+                self.rotated();
+            }
+        }
         if let Some(http) = &*self.http.load()
             && let Err(error) = http.follow()
         {
@@ -147,6 +214,16 @@ impl Service {
         self.eras.store(0, Ordering::Relaxed);
     }
 
+    pub fn is_older(&self) -> bool {
+        self.older.load(Ordering::Relaxed)
+    }
+
+    pub fn speaks_older(&self) {
+        if !self.older.swap(true, Ordering::Relaxed) {
+            tracing::info!(service = &*self.name, "the upstream speaks HTTP+SSE");
+        }
+    }
+
     pub fn works(&self) {
         let mut run = self.run();
         if run.failure.take().is_some() {
@@ -163,6 +240,12 @@ impl Service {
     /// The last failure, unless the upstream has worked since.
     pub fn failure(&self) -> Option<(SystemTime, String)> {
         self.run().failure.clone()
+    }
+
+    /// How many sessions stay with a child that has older secrets, because the new one failed; and the latest reason.
+    pub fn swap_trouble(&self) -> Option<(usize, String)> {
+        let run = self.run();
+        run.swaps.values().next_back().map(|reason| (run.swaps.len(), reason.clone()))
     }
 
     pub fn restarted(&self) {
@@ -211,6 +294,29 @@ impl SessionCount {
 impl Drop for SessionCount {
     fn drop(&mut self) {
         self.0.sessions.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Says, while it is kept, that a session stays with a child that has older secrets.
+pub struct SwapTrouble {
+    service: Arc<Service>,
+    number: u64,
+}
+
+impl SwapTrouble {
+    pub fn of(service: &Arc<Service>, reason: &str) -> Self {
+        let mut run = service.run();
+        run.swap_count += 1;
+        let number = run.swap_count;
+        run.swaps.insert(number, reason.to_owned());
+        drop(run);
+        Self { service: service.clone(), number }
+    }
+}
+
+impl Drop for SwapTrouble {
+    fn drop(&mut self) {
+        self.service.run().swaps.remove(&self.number);
     }
 }
 

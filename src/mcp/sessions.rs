@@ -91,6 +91,7 @@ pub fn surroundings(shared: &Arc<Shared>, service: Arc<Service>) -> Surroundings
     Surroundings {
         service,
         secrets: shared.secrets.clone(),
+        control: shared.control.clone(),
         leaks: shared.leaks.clone(),
         limits: shared.registry.borrow().limits.clone(),
         recorder: shared.recorder.clone(),

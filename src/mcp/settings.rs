@@ -12,7 +12,7 @@ use http::HeaderName;
 use url::Url;
 
 use self::policy::PolicySettings;
-use crate::child::Identity;
+use crate::child::{Identity, ResourceLimits};
 use crate::secret::SecretText;
 use crate::tls::Files;
 
@@ -133,15 +133,30 @@ pub struct StdioSettings {
     /// `None`: as the user that mcpeg runs as.
     pub identity: Option<Identity>,
     pub on_rotate: OnRotate,
+    /// Files that the child reads when it starts: a change of one is as one of a secret.
+    pub files: Vec<PathBuf>,
+    pub limits: ResourceLimits,
 }
 
 /// What happens to a running child when a secret in its environment changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnRotate {
+    /// A new child gets ready beside the running one and takes over between two messages.
+    Swap,
     /// New requests wait, those under way are answered, then a new child takes over the session.
     Restart,
     /// The next child gets the new value.
     Ignore,
+}
+
+/// How messages travel over HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HttpTransport {
+    /// As the server is found to want it: streamable HTTP, else the older one.
+    Found,
+    Streamable,
+    /// The older one, of 2024-11-05.
+    Sse,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -150,10 +165,13 @@ pub struct HttpSettings {
     pub url: Url,
     /// A Unix socket that is connected to in place of the URL's host.
     pub socket: Option<PathBuf>,
+    pub transport: HttpTransport,
     /// HTTP/2 without asking, also where there is no TLS; else as the server chooses.
     pub http2_only: bool,
     /// Read at each request.
     pub headers: Vec<(HeaderName, SecretText)>,
+    /// Put on the URL at each request.
+    pub query: Vec<(String, SecretText)>,
     pub tls: Files,
     /// The name that the server has to prove, and that it is asked for, where it is not the URL's.
     pub server_name: Option<String>,

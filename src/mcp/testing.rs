@@ -1,7 +1,9 @@
 //! Stand-ins for the ports, for the tests of this domain.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -14,24 +16,40 @@ use crate::guard::Guard;
 use crate::output::Shipping;
 use crate::ports::{
     AuditEvent, AuditLog, AuditRefused, AuditValue, Cache, CacheFuture, CacheStats, LogLine, LogSink, Redactor,
-    SecretReader, SecretUnavailable,
+    RefreshError, Refreshed, SecretControl, SecretReader, SecretSummary, SecretUnavailable,
 };
 use crate::secret::{Secret, SecretVersion};
 
 /// Secrets of one field, by item.
-pub struct Secrets(Mutex<HashMap<String, Item>>);
+pub struct Secrets {
+    items: Mutex<HashMap<String, Item>>,
+    /// What a refresh brings, once.
+    fresh: Mutex<HashMap<String, String>>,
+    refreshed: AtomicUsize,
+}
 
 type Item = (Arc<SecretVersion>, watch::Sender<u64>);
 
 impl Secrets {
     pub fn new(items: &[(&str, &str)]) -> Arc<Self> {
-        let secrets = Arc::new(Self(Mutex::default()));
+        let secrets =
+            Arc::new(Self { items: Mutex::default(), fresh: Mutex::default(), refreshed: AtomicUsize::new(0) });
         items.iter().for_each(|(item, value)| secrets.set(item, value));
         secrets
     }
 
+    /// The next refresh of the item brings this value.
+    pub fn renew(&self, item: &str, value: &str) {
+        self.fresh.lock().unwrap().insert(item.to_owned(), value.to_owned());
+    }
+
+    /// How many refreshes were asked for.
+    pub fn refreshed(&self) -> usize {
+        self.refreshed.load(Ordering::Relaxed)
+    }
+
     pub fn set(&self, item: &str, value: &str) {
-        let mut items = self.0.lock().unwrap();
+        let mut items = self.items.lock().unwrap();
         let number = items.get(item).map_or(1, |(version, _)| version.version + 1);
         let fields = BTreeMap::from([("value".to_owned(), Secret::copy_from(value.as_bytes()))]);
         let fetched_at = SystemTime::UNIX_EPOCH;
@@ -46,11 +64,30 @@ impl Secrets {
 impl SecretReader for Secrets {
     fn current(&self, item: &str) -> Result<Arc<SecretVersion>, SecretUnavailable> {
         let unknown = || SecretUnavailable::Unknown { item: item.to_owned() };
-        self.0.lock().unwrap().get(item).map(|(version, _)| version.clone()).ok_or_else(unknown)
+        self.items.lock().unwrap().get(item).map(|(version, _)| version.clone()).ok_or_else(unknown)
     }
 
     fn subscribe(&self, item: &str) -> Option<watch::Receiver<u64>> {
-        self.0.lock().unwrap().get(item).map(|(_, changes)| changes.subscribe())
+        self.items.lock().unwrap().get(item).map(|(_, changes)| changes.subscribe())
+    }
+}
+
+impl SecretControl for Secrets {
+    fn list(&self) -> Vec<SecretSummary> {
+        Vec::new()
+    }
+
+    fn refresh<'a>(
+        &'a self,
+        item: &'a str,
+    ) -> Pin<Box<dyn Future<Output = Result<Refreshed, RefreshError>> + Send + 'a>> {
+        Box::pin(async move {
+            self.refreshed.fetch_add(1, Ordering::Relaxed);
+            let fresh = self.fresh.lock().unwrap().remove(item);
+            let changed = fresh.is_some();
+            fresh.into_iter().for_each(|value| self.set(item, &value));
+            Ok(Refreshed { item: item.to_owned(), version: 0, provider_version: None, changed })
+        })
     }
 }
 

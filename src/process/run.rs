@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use crate::child::{self, Leader, Manner};
+use crate::child::{self, Leader, Manner, ResourceLimits};
 use crate::output::{Origin, Printed, Rate, Shipping, Stream};
 
 use super::environment::Environment;
@@ -49,7 +49,8 @@ impl Running {
     ) -> Result<Self, NotStarted> {
         let program = settings.argv.first().cloned().unwrap_or_default();
         let pipe = || if settings.output == Output::Inherit { Stdio::inherit() } else { Stdio::piped() };
-        let manner = Manner { identity: settings.identity.clone(), foreground: true };
+        let manner =
+            Manner { identity: settings.identity.clone(), foreground: true, limits: ResourceLimits::default() };
         let spawned = crate::memory::with_wiped_stack(|| {
             let mut command = environment.command(settings, &program);
             command.stdin(Stdio::inherit()).stdout(pipe()).stderr(pipe());

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Check, join, seconds};
+use crate::child::ResourceLimits;
 use crate::config::raw::mcp::{
-    RawHttp, RawLimits, RawOnRotate, RawServiceFile, RawServiceKind, RawTransports, RawUnix,
+    RawHttp, RawHttpTransport, RawLimits, RawOnRotate, RawServiceFile, RawServiceKind, RawTransports, RawUnix,
 };
 use crate::config::raw::scalar::RawPath;
 use crate::mcp::settings::{
-    HttpSettings, Limits, ListenSettings, ListenTls, OnRotate, ServiceSettings, StdioSettings, UnixSettings,
-    UpstreamSettings,
+    HttpSettings, HttpTransport, Limits, ListenSettings, ListenTls, OnRotate, ServiceSettings, StdioSettings,
+    UnixSettings, UpstreamSettings,
 };
 
 /// `folder` is the main file's, from which default paths start.
@@ -140,7 +141,9 @@ fn refuse_later_keys(raw: &RawServiceFile, known_kind: bool, check: &mut Check<'
 fn stdio(raw: RawServiceFile, check: &mut Check<'_>) -> StdioSettings {
     refuse_foreign(!raw.headers.is_empty(), "headers", "url", check);
     refuse_foreign(check.tree.get("tls").is_some(), "tls", "url", check);
+    refuse_foreign(raw.transport.is_some(), "transport", "url", check);
     refuse_foreign(raw.socket.is_some(), "socket", "url", check);
+    refuse_foreign(!raw.query.is_empty(), "query", "url", check);
     refuse_foreign(raw.http2_only, "http2_only", "url", check);
     let argv = raw.command.unwrap_or_default();
     if argv.iter().any(|word| word.contains('\0')) || argv.first().is_none_or(String::is_empty) {
@@ -160,29 +163,41 @@ fn stdio(raw: RawServiceFile, check: &mut Check<'_>) -> StdioSettings {
     let identity = super::process::identity(raw.user, raw.group, &[], check);
     let on_rotate = match raw.on_rotate {
         Some(RawOnRotate::Ignore) => OnRotate::Ignore,
-        Some(RawOnRotate::Swap) => {
-            check.problem_with(&["on_rotate"], "`swap` is not available in this version", "`restart` is");
-            OnRotate::Restart
-        }
-        Some(RawOnRotate::Restart) | None => OnRotate::Restart,
+        Some(RawOnRotate::Restart) => OnRotate::Restart,
+        Some(RawOnRotate::Swap) | None => OnRotate::Swap,
     };
-    StdioSettings { argv, env, working_directory, identity, on_rotate }
+    let files = raw.files.into_iter().map(|path| path.0).collect();
+    let limits = ResourceLimits {
+        memory: raw.limits.memory_mb.map(|mb| u64::from(mb) * 1024 * 1024),
+        cpu_seconds: raw.limits.cpu_seconds.map(u64::from),
+        open_files: raw.limits.open_files.map(u64::from),
+        processes: raw.limits.processes.map(u64::from),
+    };
+    StdioSettings { argv, env, working_directory, identity, on_rotate, files, limits }
 }
 
 fn http(raw: RawServiceFile, check: &mut Check<'_>) -> Option<HttpSettings> {
     refuse_foreign(!raw.env.is_empty(), "env", "command", check);
     refuse_foreign(raw.on_rotate.is_some(), "on_rotate", "command", check);
     refuse_foreign(raw.working_directory.is_some(), "working_directory", "command", check);
+    refuse_foreign(!raw.files.is_empty(), "files", "command", check);
+    refuse_foreign(check.tree.get("limits").is_some(), "limits", "command", check);
     refuse_foreign(raw.user.is_some(), "user", "command", check);
     refuse_foreign(raw.group.is_some(), "group", "command", check);
     let (tls, server_name) = check.tls(&[], raw.tls);
     let headers = check.headers(&["headers"], raw.headers);
+    let transport = match raw.transport {
+        Some(RawHttpTransport::Sse) => HttpTransport::Sse,
+        Some(RawHttpTransport::Streamable) => HttpTransport::Streamable,
+        Some(RawHttpTransport::Auto) | None => HttpTransport::Found,
+    };
+    let query = raw.query.into_iter().map(|(key, value)| (key, value.0)).collect();
     let url = raw.url?.0;
     let socket = RawPath::given(raw.socket);
     if url.scheme() == "https" && socket.is_some() {
         check.problem(&["socket"], "TLS is not spoken over a Unix socket: the URL has to begin with `http://`");
     }
-    Some(HttpSettings { url, socket, http2_only: raw.http2_only, headers, tls, server_name })
+    Some(HttpSettings { url, socket, transport, http2_only: raw.http2_only, headers, query, tls, server_name })
 }
 
 fn refuse_foreign(given: bool, key: &str, belongs_to: &str, check: &mut Check<'_>) {

@@ -125,6 +125,8 @@ pub struct RawServiceFile {
     pub command: Option<Vec<String>>,
     /// A streamable HTTP upstream: the MCP endpoint.
     pub url: Option<RawUrl>,
+    /// How messages travel. Default: `auto`.
+    pub transport: Option<RawHttpTransport>,
     /// A Unix socket on which the upstream listens, connected to in place of the URL's host; the URL (`http://localhost/mcp`) gives path and
     /// `Host`.
     pub socket: Option<RawPath>,
@@ -143,10 +145,19 @@ pub struct RawServiceFile {
     /// Headers of each request to the upstream.
     #[serde(default)]
     pub headers: BTreeMap<String, RawSecretText>,
+    /// Parameters that are put on the URL of each request to the upstream, for a server that takes its credential there.
+    #[serde(default)]
+    pub query: BTreeMap<String, RawSecretText>,
     #[serde(default)]
     pub tls: RawTls,
-    /// What happens to a running child when a secret in its environment changes. Default: `restart`.
+    /// What happens to a running child when a secret in its environment changes. Default: `swap`.
     pub on_rotate: Option<RawOnRotate>,
+    /// Files that the child reads when it starts, such as rendered ones: when one of them changes, the child is treated as `on_rotate` says.
+    #[serde(default)]
+    pub files: Vec<RawPath>,
+    /// What the child, and each of what it starts, may use. Left out: as mcpeg itself.
+    #[serde(default)]
+    pub limits: RawResourceLimits,
     /// From a request's arrival to its answer. Default: `global.timeout`.
     pub timeout: Option<RawDuration>,
     /// Left out: failures are not counted.
@@ -177,6 +188,34 @@ pub struct RawServiceFile {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+pub enum RawHttpTransport {
+    /// Streamable HTTP, or HTTP+SSE if the server refuses that with 400, 404 or 405.
+    Auto,
+    /// Streamable HTTP (2025-03-26 and later).
+    Streamable,
+    /// HTTP+SSE (2024-11-05): `url` is the address of the stream.
+    Sse,
+}
+
+/// As setrlimit(2) has them. What is above the limit of mcpeg itself stays at that.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawResourceLimits {
+    /// Memory that it writes to (RLIMIT_DATA); what it only reserves does not count.
+    #[schemars(range(min = 1))]
+    pub memory_mb: Option<u32>,
+    /// Processor time, all in all; then it is ended, and started again when it is needed.
+    #[schemars(range(min = 1))]
+    pub cpu_seconds: Option<u32>,
+    #[schemars(range(min = 8))]
+    pub open_files: Option<u32>,
+    /// Processes and threads of the child's user, others of that user included: of use with a `user` of its own.
+    #[schemars(range(min = 1))]
+    pub processes: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum RawServiceKind {
     /// An MCP server that is proxied.
     Mcp,
@@ -191,9 +230,9 @@ pub enum RawServiceKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RawOnRotate {
-    /// Not available in this version: a second child takes over between two messages.
+    /// A new child gets ready beside the running one, takes over between two messages, and the one before answers what it was asked and ends.
     Swap,
-    /// New requests wait, those under way are answered, then a new child takes over the session.
+    /// New requests wait, those under way are answered, then a new child takes over the session: for a program of which there may be only one.
     Restart,
     /// The next child gets the new value.
     Ignore,

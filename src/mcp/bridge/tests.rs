@@ -29,6 +29,8 @@ impl Ends {
             working_directory: None,
             identity: None,
             on_rotate: OnRotate::Ignore,
+            files: Vec::new(),
+            limits: Default::default(),
         });
         let settings = ServiceSettings { upstream, timeout: Duration::from_secs(1), policy: Default::default() };
         let service = Arc::new(Service::new("s", settings).unwrap());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::io::AsyncRead;
 
+use super::swap::Place;
 use super::{ClientWriter, Session};
 use crate::mcp::answer;
 use crate::mcp::bridge::Step;
@@ -17,7 +18,9 @@ use crate::mcp::upstream::outgoing::Outgoing;
 impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     /// The versions of the secrets with which a request of the client was sent on.
     pub(super) fn versions_for(&self, key: &IdKey) -> Arc<[String]> {
-        self.upstream.versions_for(&self.bridge.towards_upstream(key))
+        let key = self.bridge.towards_upstream(key);
+        let leaving = self.swap.leaving.as_ref().filter(|leaving| leaving.has(&key));
+        leaving.unwrap_or(&self.upstream).versions_for(&key)
     }
 
     pub(super) fn take_steps(&mut self) {
@@ -30,12 +33,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             match step {
                 Step::Send { line, cause } => self.send_step(&line.into(), cause.as_ref()),
                 Step::Give(line) => self.give_step(&line.into(), versions),
-                Step::Withdraw(key) => {
-                    if let Some(next) = &mut self.next {
-                        next.cancel(&key, None);
-                    }
-                    self.upstream.cancel(&key, None);
-                }
+                Step::Withdraw(key) => self.cancel_upstream(&key, None),
                 Step::Extend(key) => self.ledger.extend(&key, self.around.limits.input_timeout),
             }
         }
@@ -43,17 +41,23 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
 
     fn send_step(&mut self, line: &Bytes, cause: Option<&IdKey>) {
         let hints = matches!(self.target(), Upstream::Http(_));
-        let outgoing = match parse(line) {
+        match parse(line) {
             Ok(Message::Request(request)) => {
                 let traceparent = cause.and_then(|cause| self.ledger.get(cause)?.span.onward.clone());
-                Outgoing::request(&request, line.clone(), hints, traceparent.as_deref())
+                self.send_request(&request, line, traceparent.as_deref());
             }
-            Ok(Message::Notification(notification)) => Outgoing::notification(&notification, line.clone(), hints),
-            // It is for the upstream that has asked, which is the present one.
-            Ok(Message::Answer(_)) => return self.upstream.send(Outgoing::answer(line.clone())),
-            Err(refusal) => return tracing::error!(%refusal, "a message of the bridge is none"),
-        };
-        self.target().send(outgoing);
+            Ok(Message::Notification(notification)) => {
+                self.send_up(Outgoing::notification(&notification, line.clone(), hints));
+            }
+            Ok(Message::Answer(answer)) => {
+                // It is for the upstream that has asked.
+                let (place, line) = self.asked.answered(&answer, line).unwrap_or((Place::Present, line.clone()));
+                if let Some(upstream) = self.at(place) {
+                    upstream.send(Outgoing::answer(line));
+                }
+            }
+            Err(refusal) => tracing::error!(%refusal, "a message of the bridge is none"),
+        }
     }
 
     fn give_step(&mut self, line: &Bytes, versions: &Arc<[String]>) {
@@ -61,7 +65,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             Ok(Message::Answer(answer)) => self.settle_answer(&answer, line, versions.clone()),
             Ok(Message::Request(request)) => {
                 if self.asked.len() < self.around.limits.max_in_flight && self.pass(line, Within::Request) {
-                    self.asked.insert(request.key);
+                    self.asked.enter(Place::Present, &request, line);
                 } else {
                     self.not_asked(request.id.raw());
                 }

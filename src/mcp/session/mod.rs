@@ -5,16 +5,18 @@
 //!
 //! Replacing: new requests go to the `next` upstream, which holds them; those under way are answered by the old one; then the next
 //! begins with what it inherits, while the old one, which may be slow to end, is closed beside it. Another replacement waits until it is
-//! closed, and requests go to the present one meanwhile. Invariants: a session has two upstreams at most; the client's connection outlives any upstream; each request is
+//! closed, and requests go to the present one meanwhile. A child whose secrets have changed is replaced without that wait (`swap`).
+//! Invariants: a session has two upstreams at work at most; the client's connection outlives any upstream; each request is
 //! recorded before its answer is queued; the client is not read while the upstream has no room, nor the upstream while the client
 //! has none.
 
 mod bridged;
 mod gate;
 mod ledger;
+mod swap;
 mod traffic;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +32,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use self::gate::Chore;
 use self::ledger::Ledger;
+use self::swap::{Asked, Place, Swap};
 use super::bridge::Bridge;
 use super::call::Peer;
 use super::lines::{Lines, Progress};
@@ -37,7 +40,8 @@ use super::message::IdKey;
 use super::policy::Policy;
 use super::service::{ServiceState, SessionCount};
 use super::settings::ServiceSettings;
-use super::upstream::{Inheritance, Surroundings, Upstream};
+use super::shown::Shown;
+use super::upstream::{Inheritance, Rotated, Surroundings, Upstream};
 
 /// The direction to a client.
 pub trait ClientWriter: AsyncWrite + Unpin + Send {
@@ -84,8 +88,10 @@ pub struct Session<R, W> {
     next: Option<Upstream>,
     /// The one before, while it is being closed.
     closing_upstreams: JoinSet<()>,
-    /// Requests of the upstream that the client has not answered.
-    asked: HashSet<IdKey>,
+    /// A child that is about to take over, or has been taken over from.
+    swap: Swap,
+    asked: Asked,
+    shown: Shown,
     state: watch::Receiver<ServiceState>,
     followed: (u64, u64),
     client_reads: bool,
@@ -93,6 +99,8 @@ pub struct Session<R, W> {
     closing: bool,
     /// Of the protocol, as a legacy client has agreed on it.
     version: Option<&'static str>,
+    /// Of the modern era, as the latest request has named it.
+    modern: Option<String>,
     started: Instant,
 }
 
@@ -115,13 +123,16 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             upstream,
             next: None,
             closing_upstreams: JoinSet::new(),
-            asked: HashSet::new(),
+            swap: Swap::default(),
+            asked: Asked::default(),
+            shown: Shown::default(),
             state,
             followed: (now.revision, now.rotation),
             client_reads: true,
             client_writes: true,
             closing: now.closing,
             version: None,
+            modern: None,
             started: Instant::now(),
             around,
         }
@@ -133,11 +144,15 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         self.around.recorder.metrics.session_opened(&self.around.service.name);
         while !self.is_done() {
             self.replace_if_drained();
+            self.advance_swap();
             let read_client = self.client_writes && !self.closing && self.target().has_room();
             let read_upstream = !self.client.congested();
             tokio::select! {
                 progress = self.client.progress(read_client) => self.on_client(progress),
-                event = self.upstream.event(read_upstream) => self.on_upstream(event),
+                event = self.upstream.event(read_upstream) => self.on_upstream(Place::Present, event),
+                beside = self.swap.event(read_upstream) => if let Some((place, event)) = beside {
+                    self.on_upstream(place, event);
+                },
                 changed = self.state.changed() => match changed {
                     Ok(()) => self.follow(),
                     // The service has been dropped.
@@ -165,7 +180,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     /// Where new messages go: to the next upstream as soon as nothing but what is under way keeps it from beginning.
     fn target(&mut self) -> &mut Upstream {
         match &mut self.next {
-            Some(next) if self.closing_upstreams.is_empty() => next,
+            Some(next) if self.closing_upstreams.is_empty() && self.swap.leaving.is_none() => next,
             _ => &mut self.upstream,
         }
     }
@@ -191,8 +206,12 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             self.settings = now.settings;
             self.policy = now.policy;
             self.replace("settings_changed");
-        } else if rotation != now.rotation && self.next.is_none() && self.upstream.rotated() {
-            self.replace("secret_rotated");
+        } else if rotation != now.rotation && self.next.is_none() {
+            match self.upstream.rotated() {
+                Rotated::Followed => {}
+                Rotated::Replace => self.replace("secret_rotated"),
+                Rotated::Swap => self.swap.demand(),
+            }
         }
     }
 
@@ -210,15 +229,24 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
 
     fn replace_if_drained(&mut self) {
         if self.closing_upstreams.is_empty()
+            && self.swap.leaving.is_none()
             && self.upstream.is_drained()
             && let Some(next) = self.next.take()
         {
             let inheritance = self.upstream.bequeath();
             let old = std::mem::replace(&mut self.upstream, next);
-            self.cancel_asked();
+            self.cancel_asked(Place::Present);
             self.closing_upstreams.spawn(old.close());
             self.upstream.begin(inheritance);
         }
+    }
+
+    /// The present upstream, which has done nothing yet, gives its messages to one that speaks another transport.
+    fn change_transport(&mut self, other: fn(&Surroundings, &Arc<ServiceSettings>) -> Upstream) {
+        let inheritance = self.upstream.bequeath();
+        let old = std::mem::replace(&mut self.upstream, other(&self.around, &self.settings));
+        self.closing_upstreams.spawn(old.close());
+        self.upstream.begin(inheritance);
     }
 
     /// Answers what is left, lets the client read it, and closes everything.
@@ -229,11 +257,10 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         } else {
             self.record_the_rest();
         }
-        let Self { upstream, next, mut closing_upstreams, ledger, client, around, version, started, .. } = self;
+        let Self { upstream, next, swap, mut closing_upstreams, ledger, client, around, version, started, .. } = self;
         drop((ledger, client));
-        closing_upstreams.spawn(upstream.close());
-        if let Some(next) = next {
-            closing_upstreams.spawn(next.close());
+        for upstream in [Some(upstream), next, swap.coming, swap.leaving].into_iter().flatten() {
+            closing_upstreams.spawn(upstream.close());
         }
         while closing_upstreams.join_next().await.is_some() {}
         around.recorder.metrics.session_closed(&around.service.name, version, started.elapsed());

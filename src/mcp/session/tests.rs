@@ -49,6 +49,8 @@ impl Client {
             working_directory: None,
             identity: None,
             on_rotate: OnRotate::Restart,
+            files: Vec::new(),
+            limits: Default::default(),
         });
         let service = Arc::new(
             Service::new("s", ServiceSettings { upstream, timeout, policy: PolicySettings::default() }).unwrap(),
@@ -60,6 +62,7 @@ impl Client {
         let around = Surroundings {
             service: service.clone(),
             secrets: secrets.clone(),
+            control: secrets.clone(),
             limits,
             recorder,
             leaks: crate::mcp::testing::leaks(),

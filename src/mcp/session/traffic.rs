@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde_json::json;
 use tokio::io::AsyncRead;
 
+use super::swap::Place;
 use super::{ClientWriter, Session};
 use crate::mcp::answer;
 use crate::mcp::call::{Call, Ending};
@@ -17,7 +18,8 @@ use crate::mcp::message::{
 };
 use crate::mcp::metrics::Direction;
 use crate::mcp::policy::{Denial, decide};
-use crate::mcp::protocol::{CANCELLED, INITIALIZE, LISTEN, code, known_version};
+use crate::mcp::protocol::{CANCELLED, INITIALIZE, LISTEN, TOOLS_CALL, code, known_version};
+use crate::mcp::shown::List;
 use crate::mcp::upstream::outgoing::Outgoing;
 use crate::mcp::upstream::replay::Agreed;
 use crate::mcp::upstream::{Event, Failure, Gone, Upstream};
@@ -44,20 +46,23 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         self.around.recorder.metrics.bytes(&self.around.service.name, Direction::FromClient, count);
     }
 
-    pub(super) fn on_upstream(&mut self, event: Event) {
+    pub(super) fn on_upstream(&mut self, place: Place, event: Event) {
         match event {
             Event::Lines => {
                 let mut count = 0;
-                while let Some(line) = self.upstream.next_line() {
+                while let Some(line) = self.at(place).and_then(Upstream::next_line) {
                     count += line.len() + 1;
-                    self.on_upstream_line(&line);
+                    self.on_upstream_line(place, &line);
                 }
                 self.around.recorder.metrics.bytes(&self.around.service.name, Direction::FromUpstream, count);
             }
+            Event::Older => self.change_transport(Upstream::older),
+            Event::Lost { failure, .. } if place == Place::Coming => self.coming_failed(&failure),
             Event::Lost { keys, failure, versions, gone } => {
                 if !keys.is_empty() {
                     self.note_failure(failure.kind);
                 }
+                keys.iter().for_each(|key| self.shown.lost(key));
                 let lost: Vec<IdKey> = keys.into_iter().flat_map(|key| self.bridge.lost(key, &failure)).collect();
                 self.take_steps();
                 for key in lost {
@@ -66,8 +71,13 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
                         self.answer_failure(&call, recorded, failure.code, &failure.message, failure.kind);
                     }
                 }
-                if gone == Gone::Yes && !self.bridge.asks_itself() {
-                    self.cancel_asked();
+                if gone == Gone::Yes {
+                    self.cancel_asked(place);
+                }
+                if place == Place::Leaving {
+                    self.leaving_died();
+                } else if self.upstream.as_stdio().is_some_and(|upstream| upstream.is_wrong_guess()) {
+                    self.change_transport(Upstream::new);
                 }
             }
         }
@@ -90,8 +100,11 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     }
 
     /// The upstream that asked is gone: the client need not answer.
-    pub(super) fn cancel_asked(&mut self) {
-        for key in self.asked.drain() {
+    pub(super) fn cancel_asked(&mut self, place: Place) {
+        if self.bridge.asks_itself() {
+            return;
+        }
+        for key in self.asked.take(place) {
             self.client.push(&answer::cancelled(&key, "the server was restarted"));
         }
     }
@@ -127,12 +140,11 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             Ok(Message::Notification(notification)) => self.on_notification(&notification, line),
             Ok(Message::Answer(answer)) => {
                 // An answer that nobody waits for, because the upstream that asked is gone, must not reach its successor.
-                if answer.key.as_ref().is_some_and(|key| self.asked.remove(key)) {
-                    if self.bridge.client_answer(&answer) {
-                        self.take_steps();
-                    } else {
-                        self.upstream.send(Outgoing::answer(line.clone()));
-                    }
+                let Some((place, line)) = self.asked.answered(&answer, line) else { return };
+                if self.bridge.client_answer(&answer) {
+                    self.take_steps();
+                } else if let Some(upstream) = self.at(place) {
+                    upstream.send(Outgoing::answer(line));
                 }
             }
             Err(refusal) => self.refuse(id_of_refused(line), &refusal, "invalid_request"),
@@ -187,10 +199,9 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         if self.bridge.request(request, line) {
             return self.take_steps();
         }
-        let hints = matches!(self.target(), Upstream::Http(_));
         let Some(call) = self.ledger.get(&request.key) else { return };
-        let outgoing = Outgoing::request(request, line.clone(), hints, call.span.onward.as_deref());
-        self.target().send(outgoing);
+        let onward = call.span.onward.clone();
+        self.send_request(request, line, onward.as_deref());
     }
 
     fn on_notification(&mut self, notification: &Notification<'_>, line: &Bytes) {
@@ -203,8 +214,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             }
             let hints = matches!(self.target(), Upstream::Http(_));
             let outgoing = Outgoing::notification(notification, line.clone(), hints);
-            self.target().send(outgoing);
-            return;
+            return self.send_up(outgoing);
         }
         // Too late if it is answered already; and the protocol does not let `initialize` be cancelled.
         let Some(key) = notification.cancelled() else { return };
@@ -220,50 +230,78 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         }
     }
 
-    fn on_upstream_line(&mut self, line: &Bytes) {
+    /// Sends a request to whom it belongs, as the client or the bridge has written it.
+    pub(super) fn send_request(&mut self, request: &Request<'_>, line: &Bytes, traceparent: Option<&str>) {
+        if let Some(version) = request.modern_version() {
+            self.modern = Some(version.into_owned());
+        }
+        self.shown.asked(request);
+        let called = request.called_name().filter(|_| request.method == TOOLS_CALL);
+        let tool = called.and_then(|tool| self.around.service.catalogue.tool(&tool));
+        let hints = matches!(self.target(), Upstream::Http(_));
+        self.send_up(Outgoing::request(request, line.clone(), hints, traceparent, tool.as_deref()));
+    }
+
+    pub(super) fn on_upstream_line(&mut self, place: Place, line: &Bytes) {
         match parse(line) {
-            Ok(Message::Answer(answer)) => self.on_answer(&answer, line),
-            Ok(Message::Request(request)) if self.bridge.upstream_request(&request, line) => self.take_steps(),
+            Ok(Message::Answer(answer)) => self.on_answer(place, &answer, line),
             Ok(Message::Request(request)) => {
-                if self.asked.len() >= self.around.limits.max_in_flight {
-                    let refusal = "the client has too many requests of this server to answer already";
-                    let refusal = answer::error(Some(request.id), code::TOO_MANY, refusal, None);
-                    self.upstream.send(Outgoing::answer(refusal.into()));
-                } else if self.pass(line, Within::Request) {
-                    self.asked.insert(request.key);
-                } else {
-                    let refusal = "the request holds a secret, and the client does not get it";
-                    let refusal = answer::error(Some(request.id), code::LEAK, refusal, None);
-                    self.upstream.send(Outgoing::answer(refusal.into()));
+                if let Err((code, refusal)) = self.ask_client(place, &request, line)
+                    && let Some(upstream) = self.at(place)
+                {
+                    let refusal = answer::error(Some(request.id), code, refusal, None);
+                    upstream.send(Outgoing::answer(refusal.into()));
                 }
             }
             Ok(Message::Notification(notification)) => {
-                if notification.method == CANCELLED
-                    && let Some(key) = notification.cancelled()
-                {
-                    self.asked.remove(&key);
-                }
                 if !self.note_news(&notification) {
                     return;
                 }
-                if self.bridge.upstream_notification(&notification, line) {
+                let renamed = match notification.method.as_ref() {
+                    CANCELLED => self.asked.withdrawn(place, &notification, line).map(Bytes::from),
+                    _ => None,
+                };
+                let shown = renamed.as_ref().unwrap_or(line);
+                if let Ok(Message::Notification(notification)) = parse(shown)
+                    && self.bridge.upstream_notification(&notification, shown)
+                {
                     return self.take_steps();
                 }
-                self.pass(line, Within::Notification);
+                self.pass(shown, Within::Notification);
             }
-            Err(refusal) => self.on_unreadable(&refusal, line),
+            Err(refusal) => self.on_unreadable(place, &refusal, line),
         }
     }
 
+    /// Passes a request of the upstream's on, or says why not.
+    fn ask_client(&mut self, place: Place, request: &Request<'_>, line: &Bytes) -> Result<(), (i32, &'static str)> {
+        if self.asked.len() >= self.around.limits.max_in_flight {
+            return Err((code::TOO_MANY, "the client has too many requests of this server to answer already"));
+        }
+        let renamed = self.asked.enter(place, request, line).map(Bytes::from);
+        let shown = renamed.as_ref().unwrap_or(line);
+        if let Ok(Message::Request(request)) = parse(shown)
+            && self.bridge.upstream_request(&request, shown)
+        {
+            self.asked.bridged(&request.key);
+            self.take_steps();
+            return Ok(());
+        }
+        if self.pass(shown, Within::Request) {
+            return Ok(());
+        }
+        self.asked.refused(place, request);
+        Err((code::LEAK, "the request holds a secret, and the client does not get it"))
+    }
+
     /// What was meant as an answer settles its request, so that the client need not wait for its time-out.
-    fn on_unreadable(&mut self, refusal: &Refusal, line: &[u8]) {
+    fn on_unreadable(&mut self, place: Place, refusal: &Refusal, line: &[u8]) {
         let service = &self.around.service.name;
         tracing::warn!(service = &**service, %refusal, bytes = line.len(), "the upstream sent a line that is no message: dropped");
-        let Some(key) = answered_by_refused(line) else { return };
+        let Some(key) = answered_by_refused(line).filter(|key| self.owner(key) == place) else { return };
         let failure =
             Failure::new(service, "bad_answer", format_args!("the server's answer cannot be read: {refusal}"));
-        let versions = self.upstream.versions_for(&key);
-        self.upstream.answered(&key, None);
+        let versions = self.upstream_answered(place, &key, None);
         let lost = self.bridge.lost(key, &failure);
         self.take_steps();
         for key in lost {
@@ -273,17 +311,32 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         }
     }
 
-    fn on_answer(&mut self, answer: &Answer<'_>, line: &Bytes) {
+    /// A request, by its id towards the upstream, is answered. The versions of the secrets with which it was sent.
+    fn upstream_answered(&mut self, place: Place, key: &IdKey, result: Option<&str>) -> Arc<[String]> {
+        if self.shown.answered(key, result) == Some(List::Tools)
+            && let Some(result) = result
+        {
+            self.around.service.catalogue.learn(result);
+        }
+        let Some(upstream) = self.at(place) else { return Arc::default() };
+        let versions = upstream.versions_for(key);
+        upstream.answered(key, result);
+        versions
+    }
+
+    fn on_answer(&mut self, place: Place, answer: &Answer<'_>, line: &Bytes) {
         let Some(key) = &answer.key else {
             self.pass(line, Within::Answer);
             return;
         };
+        if self.owner(key) != place {
+            return;
+        }
         let result = match answer.body {
             AnswerBody::Result { raw, .. } => Some(raw.raw()),
             AnswerBody::Error { .. } => None,
         };
-        let versions = self.upstream.versions_for(key);
-        self.upstream.answered(key, result);
+        let versions = self.upstream_answered(place, key, result);
         if self.bridge.answer(answer, line) {
             return self.take_steps_with(&versions);
         }
@@ -380,10 +433,19 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         if self.bridge.withdraw(key) {
             return self.take_steps();
         }
+        self.cancel_upstream(key, notice);
+    }
+
+    /// As `withdraw`, by the id towards the upstream.
+    pub(super) fn cancel_upstream(&mut self, key: &IdKey, notice: Option<Bytes>) {
+        self.shown.lost(key);
         if let Some(next) = &mut self.next {
             next.cancel(key, None);
         }
-        self.upstream.cancel(key, notice);
+        let owner = self.owner(key);
+        if let Some(upstream) = self.at(owner) {
+            upstream.cancel(key, notice);
+        }
     }
 
     fn refuse(&mut self, id: Option<Field<'_>>, refusal: &Refusal, kind: &str) {

@@ -10,6 +10,11 @@ pub struct Backoff {
 }
 
 impl Backoff {
+    /// How long somebody who asks has to wait after the failures so far: nothing after one, and never so long that it would be noticed.
+    pub fn on_demand(&self) -> Duration {
+        if self.failures <= 1 { Duration::ZERO } else { within(ON_DEMAND, random()) }
+    }
+
     /// How long to wait after one more failure. `lived`: how long it had worked before.
     pub fn after_failure(&mut self, lived: Duration) -> Duration {
         if lived >= GOOD_LIFE {
@@ -37,6 +42,8 @@ pub fn random() -> u64 {
 }
 
 const FIRST: Duration = Duration::from_millis(100);
+/// Each try answers whoever has waited for it, so that there are no more of them than there are requests.
+const ON_DEMAND: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(30);
 /// Who has worked for so long is not in a crash loop.
 const GOOD_LIFE: Duration = Duration::from_secs(10);
@@ -52,6 +59,17 @@ mod tests {
         let ceilings: Vec<u128> = (0..11).map(|n| ceiling(n).as_millis()).collect();
         assert_eq!(ceilings, [100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000]);
         assert_eq!(ceiling(u32::MAX), LONGEST);
+    }
+
+    #[test]
+    fn who_asks_waits_for_no_more_than_a_moment() {
+        let mut backoff = Backoff::default();
+        backoff.after_failure(Duration::ZERO);
+        assert_eq!(backoff.on_demand(), Duration::ZERO);
+        for _ in 0..20 {
+            backoff.after_failure(Duration::ZERO);
+            assert!(backoff.on_demand() <= ON_DEMAND);
+        }
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub enum News {
     EventId(String),
     /// The end, once.
     Done(Result<(), Trouble>),
+    /// The credentials that the server had refused were asked for anew, whatever came of it.
+    Refreshed,
 }
 
 /// Why there is no answer.
@@ -49,11 +51,28 @@ pub struct Trouble {
     pub message: String,
     /// The server does not know the session any more.
     pub session_lost: bool,
+    /// A server of the older transport says so to a POST.
+    pub may_be_older: bool,
 }
 
 impl Trouble {
     pub fn new(kind: &'static str, message: impl std::fmt::Display) -> Self {
-        Self { kind, message: message.to_string(), session_lost: false }
+        Self { kind, message: message.to_string(), session_lost: false, may_be_older: false }
+    }
+
+    /// The server did not accept the credentials, or not for this.
+    pub fn is_refused(&self) -> bool {
+        matches!(self.kind, UNAUTHORIZED | FORBIDDEN)
+    }
+
+    /// Nothing that was asked has been done.
+    pub fn is_unauthorized(&self) -> bool {
+        self.kind == UNAUTHORIZED
+    }
+
+    /// The connection broke before the answer.
+    pub fn is_broken(&self) -> bool {
+        matches!(self.kind, BROKEN | STREAM_ENDED)
     }
 }
 
@@ -87,7 +106,7 @@ impl Exchange {
     /// Reads the server's own messages, and connects again when the stream ends, for as long as the server offers one.
     pub async fn listen(self, mut last_id: Option<String>) {
         let mut failures = 0_u32;
-        loop {
+        let done = loop {
             let mut wait = RECONNECT;
             match self.get(last_id.as_deref()).await {
                 Ok(response) if response.status().is_success() && is_stream(&response) => {
@@ -98,13 +117,15 @@ impl Exchange {
                     }
                 }
                 // 405: the server has no such stream. Nothing else that it says is reason to insist.
-                Ok(response) if response.status().is_client_error() || response.status().is_success() => break,
+                Ok(response) if response.status().is_client_error() || response.status().is_success() => {
+                    break Some(refusal(response.status())).filter(Trouble::is_refused).map_or(Ok(()), Err);
+                }
                 Ok(_) | Err(_) => failures += 1,
             }
             let longest = RECONNECT.saturating_mul(1 << failures.min(5));
             tokio::time::sleep(wait.max(longest).min(LONGEST_RETRY)).await;
-        }
-        self.tell(News::Done(Ok(()))).await;
+        };
+        self.tell(News::Done(done)).await;
     }
 
     async fn try_post(&self, body: Bytes) -> Result<(), Trouble> {
@@ -147,6 +168,10 @@ impl Exchange {
     async fn refused(&self, status: StatusCode, response: Response, request: &[u8]) -> Result<(), Trouble> {
         let in_session = self.headers.contains_key(SESSION_ID);
         let refusal = refusal(status);
+        if refusal.is_refused() {
+            // What it says of that, and where a token is to be had, is for us and not for the agent.
+            return Err(refusal);
+        }
         let body = match is_json(&response) || (in_session && status == StatusCode::BAD_REQUEST) {
             true => self.body(response).await.unwrap_or_default(),
             false => Bytes::new(),
@@ -163,7 +188,8 @@ impl Exchange {
         }
         let about_request = matches!(refusal.kind, "http_404" | "http_4xx") && self.key.is_some();
         let line = if own { Some(body) } else { about_request.then(|| under_id_of(request, &body)).flatten() };
-        let Some(line) = line else { return Err(refusal) };
+        let may_be_older = matches!(status.as_u16(), 400 | 404 | 405);
+        let Some(line) = line else { return Err(Trouble { may_be_older, ..refusal }) };
         self.tell(News::Line(line, None)).await;
         Ok(())
     }
@@ -190,7 +216,7 @@ impl Exchange {
         }
         match end?.answered {
             true => Ok(()),
-            false => Err(trouble("stream_ended", "the upstream ended its stream before the answer")),
+            false => Err(trouble(STREAM_ENDED, "the upstream ended its stream before the answer")),
         }
     }
 
@@ -207,7 +233,7 @@ impl Exchange {
             let chunk = match chunk {
                 Ok(chunk) => chunk,
                 Err(_) if end.answered => break,
-                Err(error) => return Err(self.transport(&error)),
+                Err(error) => return Err(transport(&self.url, &error)),
             };
             parser.push(&chunk).map_err(|error| trouble("message_too_large", error))?;
             while let Some(event) = parser.next() {
@@ -238,12 +264,12 @@ impl Exchange {
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, Trouble> {
-        request.send().await.map_err(|error| self.transport(&error))
+        request.send().await.map_err(|error| transport(&self.url, &error))
     }
 
     async fn body(&self, mut response: Response) -> Result<Bytes, Trouble> {
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.transport(&error))? {
+        while let Some(chunk) = response.chunk().await.map_err(|error| transport(&self.url, &error))? {
             if body.len() + chunk.len() > self.limit {
                 let what = format!("the upstream's answer is larger than {} bytes", self.limit);
                 return Err(trouble("message_too_large", what));
@@ -257,22 +283,22 @@ impl Exchange {
         // Nobody listens any more when the session has ended, and then nothing matters.
         let _ = self.reports.send(Report { serial: self.serial, news }).await;
     }
+}
 
-    /// Says in words what went wrong below HTTP. The innermost source has the fact; the URL's query is left out.
-    fn transport(&self, error: &reqwest::Error) -> Trouble {
-        let mut fact: &dyn std::error::Error = error;
-        while let Some(source) = fact.source() {
-            fact = source;
-        }
-        let host = self.url.host_str().unwrap_or("?");
-        let at = self.url.port_or_known_default().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-        if error.is_connect() {
-            trouble("upstream_unreachable", format_args!("no connection to {at}: {fact}"))
-        } else if error.is_timeout() {
-            trouble("upstream_unreachable", format_args!("{at} does not answer"))
-        } else {
-            trouble("connection_broken", format_args!("the connection to {at} broke: {fact}"))
-        }
+/// Says in words what went wrong below HTTP. The innermost source has the fact; the URL's query is left out.
+pub fn transport(url: &Url, error: &reqwest::Error) -> Trouble {
+    let mut fact: &dyn std::error::Error = error;
+    while let Some(source) = fact.source() {
+        fact = source;
+    }
+    let host = url.host_str().unwrap_or("?");
+    let at = url.port_or_known_default().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    if error.is_connect() {
+        trouble("upstream_unreachable", format_args!("no connection to {at}: {fact}"))
+    } else if error.is_timeout() {
+        trouble("upstream_unreachable", format_args!("{at} does not answer"))
+    } else {
+        trouble(BROKEN, format_args!("the connection to {at} broke: {fact}"))
     }
 }
 
@@ -282,10 +308,10 @@ struct StreamEnd {
     retry: Option<Duration>,
 }
 
-fn refusal(status: StatusCode) -> Trouble {
+pub fn refusal(status: StatusCode) -> Trouble {
     let (kind, why) = match status.as_u16() {
-        401 => ("http_401", "it did not accept the credentials that mcpeg is configured to send"),
-        403 => ("http_403", "the credentials that mcpeg is configured to send do not allow this"),
+        401 => (UNAUTHORIZED, "it did not accept the credentials that mcpeg is configured to send"),
+        403 => (FORBIDDEN, "the credentials that mcpeg is configured to send do not allow this"),
         404 => ("http_404", "there is nothing at the configured URL, or it has forgotten the session"),
         407 => ("http_407", "a proxy stands in between"),
         413 => ("http_413", "the message is too large for it"),
@@ -366,7 +392,7 @@ pub fn one_line(text: Bytes) -> Bytes {
     text.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }).collect()
 }
 
-fn is_stream(response: &Response) -> bool {
+pub fn is_stream(response: &Response) -> bool {
     has_type(response, "text/event-stream")
 }
 
@@ -379,6 +405,10 @@ fn has_type(response: &Response, wanted: &str) -> bool {
     value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case(wanted))
 }
 
+const UNAUTHORIZED: &str = "http_401";
+const FORBIDDEN: &str = "http_403";
+const BROKEN: &str = "connection_broken";
+const STREAM_ENDED: &str = "stream_ended";
 const RECONNECT: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// How long the end of a stream is awaited after the answer.

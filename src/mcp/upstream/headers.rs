@@ -1,4 +1,4 @@
-//! The headers of a request to an HTTP upstream: the configured ones with their secrets, and those of the protocol.
+//! The headers and the URL of a request to an HTTP upstream: what is configured, with its secrets, and what the protocol wants.
 //!
 //! Invariant: every configured value is marked sensitive, whether or not a secret is in it, so that no Debug shows it and HTTP/2 never
 //! puts it into its table.
@@ -7,29 +7,46 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::exchange::SESSION_ID;
 use super::outgoing::Hints;
 use crate::mcp::credentials::{CredentialError, Versions, resolve};
+use crate::mcp::settings::HttpSettings;
 use crate::ports::SecretReader;
-use crate::secret::SecretText;
 
-/// Reads the configured headers with the secrets as they are now.
+/// What a request is sent with, with the secrets as they were when it was put together.
+pub struct Authorized {
+    pub headers: HeaderMap,
+    /// With the configured parameters; it must not be shown.
+    pub url: Url,
+    pub versions: Arc<[String]>,
+}
+
+/// Reads the configured headers and parameters with the secrets as they are now. `url`: without the parameters.
 pub fn credentials(
-    configured: &[(HeaderName, SecretText)],
+    settings: &HttpSettings,
+    url: &Url,
     secrets: &dyn SecretReader,
-) -> Result<(HeaderMap, Arc<[String]>), CredentialError> {
+) -> Result<Authorized, CredentialError> {
     let mut headers = HeaderMap::new();
     let mut versions = Versions::default();
-    for (name, text) in configured {
+    let mut url = url.clone();
+    for (key, text) in &settings.query {
+        let place = || format!("query parameter {key}");
+        let secret = resolve(text, place, secrets, &mut versions)?;
+        let text = secret.expose_str().ok_or_else(|| CredentialError::NotText { place: place() })?;
+        url.query_pairs_mut().append_pair(key, text);
+    }
+    for (name, text) in &settings.headers {
         let secret = resolve(text, || format!("header {name}"), secrets, &mut versions)?;
         let mut value = HeaderValue::from_bytes(secret.expose())
             .map_err(|_| CredentialError::NotAHeaderValue { place: format!("header {name}") })?;
         value.set_sensitive(true);
         headers.append(name.clone(), value);
     }
-    Ok((headers, versions.list()))
+    Ok(Authorized { headers, url, versions: versions.list() })
 }
 
 /// Adds what the protocol wants: session and version in the legacy era, version, method and name in the modern one.
@@ -47,6 +64,9 @@ pub fn add_protocol(
         insert(headers, METHOD, &encoded(&hints.method));
         if let Some(name) = &hints.name {
             insert(headers, NAME, &encoded(name));
+        }
+        for (name, value) in &hints.parameters {
+            insert(headers, name.clone(), &encoded(value));
         }
         return;
     }

@@ -9,8 +9,11 @@ pub mod client;
 pub mod exchange;
 pub mod headers;
 pub mod http;
+pub mod link;
+pub mod older;
 pub mod outgoing;
 pub mod process;
+pub mod rehearsal;
 pub mod replay;
 pub mod sse;
 pub mod stdio;
@@ -29,14 +32,15 @@ use super::leaks::Leaks;
 use super::message::IdKey;
 use super::protocol::code;
 use super::service::Service;
-use super::settings::{Limits, OnRotate, ServiceSettings, UpstreamSettings};
-use crate::ports::SecretReader;
+use super::settings::{HttpTransport, Limits, OnRotate, ServiceSettings, UpstreamSettings};
+use crate::ports::{SecretControl, SecretReader};
 
 /// What every upstream needs to know of its surroundings.
 #[derive(Clone)]
 pub struct Surroundings {
     pub service: Arc<Service>,
     pub secrets: Arc<dyn SecretReader>,
+    pub control: Arc<dyn SecretControl>,
     pub leaks: Arc<Leaks>,
     pub limits: Limits,
     pub recorder: Arc<Recorder>,
@@ -53,6 +57,8 @@ pub enum Upstream {
 pub enum Event {
     /// `next_line` may have something.
     Lines,
+    /// The server refuses what a server of the newer HTTP transport would not: it may speak the older one. Nothing is lost.
+    Older,
     /// These requests will not be answered.
     Lost { keys: Vec<IdKey>, failure: Failure, versions: Arc<[String]>, gone: Gone },
 }
@@ -62,6 +68,17 @@ pub enum Event {
 pub enum Gone {
     Yes,
     No,
+}
+
+/// What a new secret means for an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rotated {
+    /// Nothing is to be done.
+    Followed,
+    /// It is to be replaced once it is drained.
+    Replace,
+    /// Another child is to take over.
+    Swap,
 }
 
 /// What a new upstream takes over from the one before.
@@ -94,10 +111,18 @@ impl Upstream {
             UpstreamSettings::Stdio(_) => {
                 Self::Stdio(Box::new(StdioUpstream::new(surroundings.clone(), settings.clone())))
             }
+            UpstreamSettings::Http(http) if http.transport == HttpTransport::Sse || surroundings.service.is_older() => {
+                Self::older(surroundings, settings)
+            }
             UpstreamSettings::Http(_) => {
                 Self::Http(Box::new(HttpUpstream::new(surroundings.clone(), settings.clone())))
             }
         }
+    }
+
+    /// One that speaks the older transport of HTTP.
+    pub fn older(surroundings: &Surroundings, settings: &Arc<ServiceSettings>) -> Self {
+        Self::Stdio(Box::new(StdioUpstream::new(surroundings.clone(), settings.clone())))
     }
 
     /// Takes over where another one ended, and starts to work.
@@ -147,14 +172,33 @@ impl Upstream {
         }
     }
 
-    /// A secret has changed. `true`: this upstream must be replaced to get it.
-    pub fn rotated(&mut self) -> bool {
+    /// A secret has changed.
+    pub fn rotated(&mut self) -> Rotated {
         match self {
-            Self::Stdio(upstream) => upstream.on_rotate() == OnRotate::Restart && upstream.runs(),
+            Self::Stdio(upstream) => match upstream.on_rotate() {
+                OnRotate::Restart if upstream.runs() => Rotated::Replace,
+                OnRotate::Swap if upstream.runs() => Rotated::Swap,
+                OnRotate::Restart | OnRotate::Swap | OnRotate::Ignore => Rotated::Followed,
+            },
             Self::Http(upstream) => {
                 upstream.rotated();
-                false
+                Rotated::Followed
             }
+        }
+    }
+
+    pub fn as_stdio(&mut self) -> Option<&mut StdioUpstream> {
+        match self {
+            Self::Stdio(upstream) => Some(upstream),
+            Self::Http(_) => None,
+        }
+    }
+
+    /// Whether it has been given the request and has not answered it. Of a child only.
+    pub fn has(&self, key: &IdKey) -> bool {
+        match self {
+            Self::Stdio(upstream) => upstream.has(key),
+            Self::Http(_) => false,
         }
     }
 

@@ -3,8 +3,13 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
+use http::HeaderName;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
+use crate::mcp::catalogue::Tool;
 use crate::mcp::message::{Field, IdKey, Notification, Params, Request};
+use crate::mcp::parameters;
 use crate::mcp::protocol::{
     INITIALIZE, INITIALIZED, LISTEN, PROGRESS, PROMPTS_GET, RESOURCES_READ, SET_LEVEL, SUBSCRIBE, TOOLS_CALL,
     UNSUBSCRIBE, is_safe_to_repeat,
@@ -48,10 +53,41 @@ pub struct Hints {
     /// Of the tool or the prompt that is called, or the address of the resource that is read; no other method has one.
     pub name: Option<String>,
     pub traceparent: Option<String>,
+    /// Arguments that the tool wants in headers as well.
+    pub parameters: Vec<(HeaderName, String)>,
+}
+
+/// The values of a call's arguments for the headers that the tool asks for.
+fn parameters(headers: &[(HeaderName, Vec<Box<str>>)], call: &[u8]) -> Vec<(HeaderName, String)> {
+    if headers.is_empty() {
+        return Vec::new();
+    }
+    let Ok(call) = serde_json::from_slice::<Call<'_>>(call) else { return Vec::new() };
+    let arguments = call.params.arguments.map_or("{}", RawValue::get);
+    parameters::values(headers, arguments).map(|(name, value)| (name.clone(), value)).collect()
+}
+
+#[derive(Deserialize)]
+struct Call<'a> {
+    #[serde(borrow)]
+    params: CallParams<'a>,
+}
+
+#[derive(Deserialize)]
+struct CallParams<'a> {
+    #[serde(borrow)]
+    arguments: Option<&'a RawValue>,
 }
 
 impl Outgoing {
-    pub fn request(request: &Request<'_>, bytes: Bytes, hints: bool, traceparent: Option<&str>) -> Self {
+    /// `tool`: what is known of the one that it calls.
+    pub fn request(
+        request: &Request<'_>,
+        bytes: Bytes,
+        hints: bool,
+        traceparent: Option<&str>,
+        tool: Option<&Tool>,
+    ) -> Self {
         let subject = || request.params.uri.and_then(Field::text).unwrap_or_default().into();
         let role = match request.method.as_ref() {
             INITIALIZE => Role::Initialize,
@@ -61,8 +97,11 @@ impl Outgoing {
             LISTEN => Role::Listen,
             _ => Role::Plain,
         };
-        let safe = is_safe_to_repeat(&request.method);
-        let hints = hints.then(|| Box::new(Hints::of(&request.method, &request.params, traceparent)));
+        let safe = is_safe_to_repeat(&request.method) || tool.is_some_and(|tool| tool.repeatable);
+        let mut hints = hints.then(|| Box::new(Hints::of(&request.method, &request.params, traceparent)));
+        if let Some(hints) = hints.as_mut().filter(|hints| hints.modern.is_some()) {
+            hints.parameters = tool.map(|tool| parameters(&tool.headers, &bytes)).unwrap_or_default();
+        }
         Self { bytes, key: Some(request.key.clone()), role, safe, repeated: false, hints }
     }
 
@@ -90,7 +129,13 @@ impl Hints {
             RESOURCES_READ => text(params.uri),
             _ => None,
         };
-        Self { modern, method: method.to_owned(), name, traceparent: traceparent.map(str::to_owned) }
+        Self {
+            modern,
+            method: method.to_owned(),
+            name,
+            traceparent: traceparent.map(str::to_owned),
+            parameters: Vec::new(),
+        }
     }
 }
 
@@ -106,7 +151,7 @@ mod tests {
                 r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{{"name":"n","uri":"u","_meta":{{}}}}}}"#
             );
             let Ok(Message::Request(request)) = parse(line.as_bytes()) else { panic!("{line}") };
-            Outgoing::request(&request, Bytes::new(), true, None).hints.unwrap().name
+            Outgoing::request(&request, Bytes::new(), true, None, None).hints.unwrap().name
         };
         assert_eq!(["tools/call", "prompts/get"].map(name), [Some("n".to_owned()), Some("n".to_owned())]);
         assert_eq!(name("resources/read").as_deref(), Some("u"));

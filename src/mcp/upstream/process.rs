@@ -23,7 +23,7 @@ use crate::mcp::lines::Lines;
 use crate::mcp::service::{ChildEntry, Service};
 use crate::mcp::settings::StdioSettings;
 use crate::output::{Origin, Printed, Rate, Shipping, Stream};
-use crate::ports::SecretReader;
+use crate::ports::{Hold, SecretReader};
 
 pub struct Process {
     pub leader: Leader,
@@ -31,6 +31,8 @@ pub struct Process {
     pub versions: Arc<[String]>,
     pub started: Instant,
     _entry: ChildEntry,
+    /// It uses what it was started with for as long as it lives.
+    _holds: Vec<Hold>,
     _stderr: JoinSet<()>,
 }
 
@@ -62,13 +64,14 @@ impl Process {
             return Err(SpawnError::Identity { reason });
         }
         // The command holds copies of the variables: it is freed before `spawn` returns.
-        let manner = Manner { identity: settings.identity.clone(), foreground: false };
+        let (identity, limits) = (settings.identity.clone(), settings.limits.clone());
+        let manner = Manner { identity, foreground: false, limits };
         let spawned = child::spawn(command(&program, settings, secrets, &mut versions)?, manner);
         let mut leader = spawned.map_err(|source| SpawnError::Start { program: program.clone(), source })?;
         let (Some(stdin), Some(stdout), Some(stderr)) = leader.pipes() else {
             return Err(SpawnError::Pipes { program });
         };
-        let pid = leader.id();
+        let (pid, holds) = (leader.id(), versions.hold(secrets));
         let mut log = JoinSet::new();
         let printed = Printed {
             shipping: shipping.clone(),
@@ -86,6 +89,7 @@ impl Process {
             versions: versions.list(),
             started: Instant::now(),
             _entry: ChildEntry::of(service, pid),
+            _holds: holds,
             _stderr: log,
         })
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::outgoing::{Outgoing, Role};
 use crate::mcp::message::IdKey;
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Replay {
     offered: Option<Outgoing>,
     initialize: Option<Outgoing>,
@@ -65,6 +65,11 @@ impl Replay {
         self.offered.as_ref().is_some_and(|offered| offered.key.as_ref() == Some(key))
     }
 
+    /// Whether an `initialize` is not answered yet.
+    pub fn is_open(&self) -> bool {
+        self.offered.is_some()
+    }
+
     /// The `initialize` to say first to a new upstream.
     pub fn initialize(&self) -> Option<&Outgoing> {
         self.initialize.as_ref()
@@ -92,7 +97,9 @@ mod tests {
 
     fn outgoing(line: &'static str) -> Outgoing {
         match parse(line.as_bytes()).unwrap() {
-            Message::Request(request) => Outgoing::request(&request, Bytes::from_static(line.as_bytes()), false, None),
+            Message::Request(request) => {
+                Outgoing::request(&request, Bytes::from_static(line.as_bytes()), false, None, None)
+            }
             Message::Notification(notification) => {
                 Outgoing::notification(&notification, Bytes::from_static(line.as_bytes()), false)
             }

@@ -15,6 +15,14 @@ pub struct Event {
     pub id: Option<String>,
 }
 
+#[derive(Debug, Default)]
+enum Kind {
+    #[default]
+    Message,
+    Endpoint,
+    Other,
+}
+
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("an event of the stream is larger than {0} bytes")]
 pub struct EventTooLarge(pub usize);
@@ -24,7 +32,8 @@ pub struct Parser {
     line: Vec<u8>,
     data: Vec<u8>,
     has_data: bool,
-    other_type: bool,
+    kind: Kind,
+    endpoint: Option<String>,
     after_return: bool,
     at_start: bool,
     ready: VecDeque<Event>,
@@ -40,7 +49,8 @@ impl Parser {
             line: Vec::new(),
             data: Vec::new(),
             has_data: false,
-            other_type: false,
+            kind: Kind::Message,
+            endpoint: None,
             after_return: false,
             at_start: true,
             ready: VecDeque::new(),
@@ -72,6 +82,11 @@ impl Parser {
 
     pub fn next(&mut self) -> Option<Event> {
         self.ready.pop_front()
+    }
+
+    /// What an event of the type `endpoint`, which the older transport has, has told since it was last asked.
+    pub fn take_endpoint(&mut self) -> Option<String> {
+        self.endpoint.take()
     }
 
     /// What a reconnection says in `Last-Event-ID`.
@@ -118,7 +133,13 @@ impl Parser {
                 self.has_data = true;
                 self.data.extend_from_slice(value);
             }
-            b"event" => self.other_type = !value.is_empty() && value != b"message",
+            b"event" => {
+                self.kind = match value {
+                    b"" | b"message" => Kind::Message,
+                    b"endpoint" => Kind::Endpoint,
+                    _ => Kind::Other,
+                }
+            }
             // It counts from the end of the event on: a stream that breaks before has not brought the event.
             b"id" if !value.contains(&0) => self.own_id = std::str::from_utf8(value).ok().map(str::to_owned),
             b"retry" => {
@@ -135,10 +156,12 @@ impl Parser {
         if id.is_some() {
             self.last_id.clone_from(&id);
         }
-        if std::mem::take(&mut self.has_data) && !self.other_type && !data.is_empty() {
-            self.ready.push_back(Event { data: data.into(), id });
+        let has_data = std::mem::take(&mut self.has_data) && !data.is_empty();
+        match std::mem::take(&mut self.kind) {
+            Kind::Message if has_data => self.ready.push_back(Event { data: data.into(), id }),
+            Kind::Endpoint if has_data => self.endpoint = String::from_utf8(data).ok(),
+            _ => {}
         }
-        self.other_type = false;
     }
 }
 

@@ -8,6 +8,7 @@
 //! Invariants: `running` has exactly the exchanges whose end has not been reported; nothing but the opening is sent while `opening` is
 //! not empty; what nobody waits for ends within the service's `timeout`; header values with secrets are marked sensitive and live no longer than their exchange.
 
+mod refused;
 mod reports;
 
 use std::collections::{HashMap, VecDeque};
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderValue};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
@@ -24,7 +26,7 @@ use tokio::time::Sleep;
 use self::reports::SeenEvents;
 use super::backoff::Backoff;
 use super::exchange::{Exchange, Report, SESSION_ID, Trouble};
-use super::headers;
+use super::headers::{self, Authorized};
 use super::outgoing::{Outgoing, Role};
 use super::replay::Replay;
 use super::{Event, Inheritance, Surroundings};
@@ -66,6 +68,8 @@ pub struct HttpUpstream {
     /// Until it is over, an opening that has failed is not tried again.
     pause: Option<Pin<Box<Sleep>>>,
     stream: Option<(u64, AbortHandle)>,
+    /// The server did not accept the credentials of the long stream.
+    stream_refused: bool,
     last_event: Option<String>,
     seen: SeenEvents,
 }
@@ -79,6 +83,10 @@ struct Running {
     swallow: bool,
     /// Only the end of the stream is awaited.
     answered: bool,
+    /// The server has refused the credentials, and fresh ones are awaited.
+    refused: Option<Trouble>,
+    /// It is sent a second time because of that.
+    reauthorized: bool,
 }
 
 impl Running {
@@ -115,6 +123,7 @@ impl HttpUpstream {
             backoff: Backoff::default(),
             pause: None,
             stream: None,
+            stream_refused: false,
             last_event: None,
             seen: SeenEvents::default(),
         }
@@ -197,7 +206,7 @@ impl HttpUpstream {
 
     /// Credentials have changed: the long stream, whose connection was opened with the old ones, is opened anew.
     pub fn rotated(&mut self) {
-        if self.stream.is_some() {
+        if self.stream.is_some() || std::mem::take(&mut self.stream_refused) {
             self.open_stream();
         }
         let listening: Vec<u64> = self.serials(|running| running.message.role == Role::Listen);
@@ -240,8 +249,8 @@ impl HttpUpstream {
         self.tasks.abort_all();
         let Some(session) = self.session.take() else { return };
         let Some(clients) = self.around.service.http() else { return };
-        let Ok((headers, _)) = self.credentials() else { return };
-        let request = clients.current().delete(clients.url().clone()).headers(headers).header(SESSION_ID, session);
+        let Some(Ok(Authorized { headers, url, .. })) = self.credentials() else { return };
+        let request = clients.current().delete(url).headers(headers).header(SESSION_ID, session);
         // A server may refuse this (405) or be gone; it will forget the session by itself.
         let _ = tokio::time::timeout(DELETE_PATIENCE, request.send()).await;
     }
@@ -294,7 +303,7 @@ impl HttpUpstream {
 
     /// Starts an exchange. `None` if it could not be started, which `event` will tell.
     fn dispatch(&mut self, message: Outgoing, swallow: bool) -> Option<u64> {
-        let (mut headers, versions) = match self.credentials() {
+        let Authorized { mut headers, url, versions } = match self.credentials()? {
             Ok(found) => found,
             Err(error) => {
                 let trouble = Trouble::new("credential_unavailable", error);
@@ -313,13 +322,23 @@ impl HttpUpstream {
         if !swallow {
             self.replay.passed(&message);
         }
-        let mut exchange = self.exchange(headers, message.key.clone())?;
+        let mut exchange = self.exchange(url, headers, message.key.clone())?;
         // The ledger of the client's session has the time of what the client waits for, and of nothing else.
         exchange.patience = (swallow || message.key.is_none()).then_some(self.settings.timeout);
         let serial = exchange.serial;
         self.asides_running += usize::from(message.role == Role::Aside);
         let task = self.tasks.spawn(exchange.post(message.bytes.clone()));
-        self.running.insert(serial, Running { message, task, versions, epoch: self.epoch, swallow, answered: false });
+        let running = Running {
+            message,
+            task,
+            versions,
+            epoch: self.epoch,
+            swallow,
+            answered: false,
+            refused: None,
+            reauthorized: false,
+        };
+        self.running.insert(serial, running);
         Some(serial)
     }
 
@@ -338,21 +357,21 @@ impl HttpUpstream {
         if let Some((_, stream)) = self.stream.take() {
             stream.abort();
         }
-        let Ok((mut headers, _)) = self.credentials() else { return };
+        let Some(Ok(Authorized { mut headers, url, .. })) = self.credentials() else { return };
         headers::add_protocol(&mut headers, None, self.session.as_ref(), self.version.as_ref());
-        let Some(exchange) = self.exchange(headers, None) else { return };
+        let Some(exchange) = self.exchange(url, headers, None) else { return };
         let serial = exchange.serial;
         let task = self.tasks.spawn(exchange.listen(self.last_event.clone()));
         self.stream = Some((serial, task));
     }
 
-    fn exchange(&mut self, headers: HeaderMap, key: Option<IdKey>) -> Option<Exchange> {
+    fn exchange(&mut self, url: Url, headers: HeaderMap, key: Option<IdKey>) -> Option<Exchange> {
         self.serial += 1;
         let clients = self.around.service.http()?;
         Some(Exchange {
             serial: self.serial,
             client: (*clients.current()).clone(),
-            url: clients.url().clone(),
+            url,
             headers,
             key,
             patience: None,
@@ -361,8 +380,10 @@ impl HttpUpstream {
         })
     }
 
-    fn credentials(&self) -> Result<(HeaderMap, Arc<[String]>), CredentialError> {
-        headers::credentials(&self.http().headers, &*self.around.secrets)
+    /// `None`: the settings have just become those of another kind of service.
+    fn credentials(&self) -> Option<Result<Authorized, CredentialError>> {
+        let clients = self.around.service.http()?;
+        Some(headers::credentials(self.http(), clients.url(), &*self.around.secrets))
     }
 
     fn serials(&self, wanted: impl Fn(&Running) -> bool) -> Vec<u64> {

@@ -11,6 +11,7 @@ use tokio::time::sleep;
 
 use super::{HttpUpstream, Running};
 use crate::mcp::message::{AnswerBody, IdKey, Message, parse};
+use crate::mcp::settings::HttpTransport;
 use crate::mcp::upstream::exchange::{News, Report, Trouble};
 use crate::mcp::upstream::outgoing::Role;
 use crate::mcp::upstream::replay::Agreed;
@@ -30,7 +31,11 @@ impl HttpUpstream {
                 }
             }
             News::EventId(id) => self.last_event = is_stream.then_some(id).or(self.last_event.take()),
-            News::Done(_) if is_stream => self.stream = None,
+            News::Done(result) if is_stream => {
+                self.stream = None;
+                self.stream_refused = result.is_err();
+            }
+            News::Refreshed => self.refreshed(serial),
             News::Done(result) => self.done(serial, result),
         }
         while self.tasks.try_join_next().is_some() {}
@@ -80,15 +85,30 @@ impl HttpUpstream {
     }
 
     fn done(&mut self, serial: u64, result: Result<(), Trouble>) {
+        let was_alone = self.alone == Some(serial);
         let Some(running) = self.remove(serial) else { return };
         let refused = running.swallow && std::mem::take(&mut self.opening_refused);
         match result {
             Ok(()) if refused => self.failed(running, Trouble::new("replay_failed", REFUSED)),
             Ok(()) => self.succeeded(&running),
             Err(trouble) if trouble.session_lost => self.session_lost(running, trouble),
+            Err(trouble) if trouble.may_be_older && self.may_be_older(&running) => {
+                self.begun = false;
+                self.queued_bytes += running.message.bytes.len();
+                self.queue.push_front(running.message);
+                self.lost.push_back(Event::Older);
+            }
+            Err(trouble) if trouble.is_refused() && !running.reauthorized => self.refresh(running, trouble, was_alone),
             Err(trouble) => self.failed(running, trouble),
         }
         self.advance();
+    }
+
+    /// Only the first message of a session tells.
+    fn may_be_older(&self, running: &Running) -> bool {
+        let is_first =
+            running.message.role == Role::Initialize && !running.swallow && self.replay.initialize().is_none();
+        is_first && !running.message.repeated && self.http().transport == HttpTransport::Found
     }
 
     fn succeeded(&mut self, running: &Running) {
@@ -130,12 +150,19 @@ impl HttpUpstream {
         self.queue.push_front(message);
     }
 
-    fn failed(&mut self, running: Running, trouble: Trouble) {
+    pub(super) fn failed(&mut self, running: Running, trouble: Trouble) {
         if running.swallow {
-            self.opening_failed(trouble);
-        } else {
-            self.lose(running.message.key, running.versions, trouble);
+            return self.opening_failed(trouble);
         }
+        let mut message = running.message;
+        let may_be_repeated = message.key.is_some() && message.safe && !message.repeated && !running.answered;
+        if trouble.is_broken() && may_be_repeated {
+            message.repeated = true;
+            self.queued_bytes += message.bytes.len();
+            self.queue.push_front(message);
+            return;
+        }
+        self.lose(message.key, running.versions, trouble);
     }
 
     /// Whoever waits for the opening shall know why it failed; the next message tries again, after a pause.
@@ -144,7 +171,9 @@ impl HttpUpstream {
         self.opening_due = true;
         self.forget_session();
         let lived = self.opened.take().map_or(Duration::ZERO, |opened| opened.elapsed());
-        self.pause = Some(Box::pin(sleep(self.backoff.after_failure(lived))));
+        self.backoff.after_failure(lived);
+        // An opening is tried only when somebody asks for something, and each try answers whoever has.
+        self.pause = Some(Box::pin(sleep(self.backoff.on_demand())));
         self.asides.clear();
         let keys: Vec<IdKey> = self.queue.drain(..).filter_map(|message| message.key).collect();
         self.queued_bytes = 0;

@@ -15,7 +15,9 @@ use crate::mcp::metrics::Metrics;
 use crate::mcp::service::Service;
 use crate::mcp::settings::Limits;
 use crate::mcp::testing::{Audit, Secrets, shipping};
+use crate::secret::{Part, SecretRef, SecretText};
 use crate::tls::Files;
+use reqwest::header::HeaderName;
 
 #[derive(Clone)]
 struct Asked {
@@ -113,19 +115,32 @@ async fn converse(stream: TcpStream, script: &Script, log: &Mutex<Vec<Asked>>) -
 struct Rig {
     upstream: HttpUpstream,
     service: Arc<Service>,
+    secrets: Arc<Secrets>,
     log: Arc<Mutex<Vec<Asked>>>,
     _server: JoinSet<()>,
 }
 
 impl Rig {
     async fn new(timeout: Duration, script: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
+        Self::with(timeout, Vec::new(), Vec::new(), script).await
+    }
+
+    /// With a secret `token`, whose value is `one`, in what is configured.
+    async fn with(
+        timeout: Duration,
+        headers: Vec<(HeaderName, SecretText)>,
+        query: Vec<(String, SecretText)>,
+        script: impl Fn(&Asked) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/mcp", listener.local_addr().unwrap()).parse().unwrap();
         let upstream = UpstreamSettings::Http(HttpSettings {
             url,
             socket: None,
+            transport: crate::mcp::settings::HttpTransport::Found,
             http2_only: false,
-            headers: Vec::new(),
+            headers,
+            query,
             tls: Files::default(),
             server_name: None,
         });
@@ -134,9 +149,11 @@ impl Rig {
         let metrics = Metrics::new(&opentelemetry::global::meter("test"));
         let limits = Limits { max_in_flight: 2, ..Limits::small() };
         let recorder = Arc::new(Recorder { audit: Audit::new(), metrics, shipping: shipping() });
+        let secrets = Secrets::new(&[("token", "one")]);
         let around = Surroundings {
             service: service.clone(),
-            secrets: Secrets::new(&[]),
+            secrets: secrets.clone(),
+            control: secrets.clone(),
             limits,
             recorder,
             leaks: crate::mcp::testing::leaks(),
@@ -147,13 +164,13 @@ impl Rig {
         server.spawn(serve(listener, Arc::new(script), Arc::clone(&log)));
         let mut upstream = HttpUpstream::new(around, Arc::new(settings));
         upstream.begin(Inheritance::default());
-        Self { upstream, service, log, _server: server }
+        Self { upstream, service, secrets, log, _server: server }
     }
 
     fn send(&mut self, message: &Value) {
         let line = Bytes::from(message.to_string());
         let outgoing = match parse(&line).unwrap() {
-            Message::Request(request) => Outgoing::request(&request, line.clone(), true, None),
+            Message::Request(request) => Outgoing::request(&request, line.clone(), true, None, None),
             Message::Notification(notification) => Outgoing::notification(&notification, line.clone(), true),
             Message::Answer(_) => Outgoing::answer(line.clone()),
         };
@@ -184,6 +201,7 @@ impl Rig {
                     }
                     return serde_json::from_slice(&line).unwrap();
                 }
+                Event::Older => return json!({ "older": true }),
                 Event::Lost { keys, failure, .. } => {
                     return json!({ "lost": format!("{keys:?}"), "kind": failure.kind, "why": failure.message });
                 }
@@ -342,4 +360,100 @@ async fn answers_of_the_client_that_nobody_takes_are_bounded_in_number_and_time(
     }
     assert!(rig.upstream.has_room());
     assert_eq!((rig.upstream.running.len(), rig.upstream.queued_bytes), (0, 0));
+}
+
+fn token() -> SecretText {
+    SecretText::new(vec![Part::Reference(SecretRef::parse("token").unwrap())])
+}
+
+fn header() -> Vec<(HeaderName, SecretText)> {
+    vec![(HeaderName::from_static("x-key"), token())]
+}
+
+/// Takes the value `two` alone.
+fn guarded(code: &'static str) -> impl Fn(&Asked) -> Reply + Send + Sync {
+    move |asked| match asked.header("x-key") {
+        Some("two") => asked.result(&json!({ "ok": true }), ""),
+        _ => {
+            let challenge = "www-authenticate: bearer resource_metadata=\"https://login.example\"\r\n";
+            let body = json!({ "jsonrpc": "2.0", "id": asked.body["id"], "error": { "code": 1, "message": "log in at login.example" } });
+            Reply::Text(format!("HTTP/1.1 {code}\r\n{challenge}"), "application/json", body.to_string())
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refused_credential_is_fetched_once_for_all_and_the_requests_are_made_again() {
+    let mut rig = Rig::with(PATIENT, header(), Vec::new(), guarded("401 Unauthorized")).await;
+    rig.secrets.renew("token", "two");
+    for id in 1..=5 {
+        rig.request(id, "tools/call");
+    }
+    let mut answered: Vec<u64> = Vec::new();
+    for _ in 1..=5 {
+        let answer = rig.next().await;
+        assert_eq!(answer["result"]["ok"], true, "{answer}");
+        answered.push(answer["id"].as_u64().unwrap());
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, [1, 2, 3, 4, 5]);
+    assert_eq!(rig.secrets.refreshed(), 1);
+}
+
+#[tokio::test]
+async fn a_credential_that_stays_refused_is_an_error_in_our_words_and_is_not_asked_for_again_and_again() {
+    let mut rig = Rig::with(PATIENT, header(), Vec::new(), guarded("401 Unauthorized")).await;
+    for id in 1..=3 {
+        rig.request(id, "tools/list");
+        let lost = rig.next().await;
+        assert_eq!((&lost["lost"], &lost["kind"]), (&json!(format!("[Integer({id})]")), &json!("http_401")));
+        let why = lost["why"].as_str().unwrap();
+        assert!(why.ends_with("and no others are to be had now") && !why.contains("login.example"), "{why}");
+    }
+    assert_eq!((rig.secrets.refreshed(), rig.asked("tools/list")), (1, 3));
+}
+
+#[tokio::test]
+async fn after_a_403_only_what_is_safe_is_made_again() {
+    let mut rig = Rig::with(PATIENT, header(), Vec::new(), guarded("403 Forbidden")).await;
+    rig.secrets.renew("token", "two");
+    rig.request(1, "tools/call");
+    let lost = rig.next().await;
+    assert!(lost["why"].as_str().unwrap().ends_with("not be safe to do it twice"), "{lost}");
+    assert_eq!(rig.asked("tools/call"), 1);
+    rig.request(2, "tools/call");
+    assert_eq!(rig.next().await["result"]["ok"], true, "the new one is used");
+    rig.secrets.set("token", "three");
+    rig.request(3, "tools/list");
+    rig.secrets.set("token", "two");
+    assert_eq!(rig.next().await["result"]["ok"], true, "another version is there already");
+    assert_eq!(rig.secrets.refreshed(), 1);
+}
+
+#[tokio::test]
+async fn a_credential_in_the_query_is_put_on_each_url_and_in_no_message() {
+    let query = vec![("key".to_owned(), token())];
+    let mut rig = Rig::with(PATIENT, Vec::new(), query, |asked| match asked.headers.lines().next() {
+        Some("post /mcp?key=one http/1.1") => asked.result(&json!({}), ""),
+        _ => status("500 Internal Server Error", ""),
+    })
+    .await;
+    rig.request(1, "ping");
+    assert_eq!(rig.next().await["id"], 1);
+    rig.secrets.set("token", "a b&c");
+    rig.request(2, "ping");
+    let lost = rig.next().await;
+    assert_eq!(lost["kind"], "http_5xx");
+    assert!(rig.log.lock().unwrap().last().unwrap().headers.starts_with("post /mcp?key=a+b%26c http/1.1"));
+    assert!(!lost.to_string().contains("b&c") && !lost.to_string().contains("b%26c"));
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_makes_one_more_try_for_what_is_safe_and_none_for_the_rest() {
+    let mut rig = Rig::new(PATIENT, |_| Reply::Text(String::new(), "", String::new())).await;
+    for (id, method, tries) in [(1, "tools/list", 2), (2, "tools/call", 1)] {
+        rig.request(id, method);
+        assert_eq!(rig.next().await["lost"], format!("[Integer({id})]"));
+        assert_eq!(rig.asked(method), tries, "{method}");
+    }
 }

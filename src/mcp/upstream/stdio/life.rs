@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::pin::Pin;
 use std::time::Duration;
 
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use super::{Cause, State, StdioUpstream, Step};
+use super::{Cause, Fate, State, StdioUpstream, Step};
 use crate::mcp::lines::Progress;
 use crate::mcp::message::{AnswerBody, IdKey, Message, answered_by_refused, parse};
 use crate::mcp::settings::UpstreamSettings;
+use crate::mcp::upstream::link::Link;
+use crate::mcp::upstream::older::Connection;
 use crate::mcp::upstream::outgoing::{Outgoing, Role};
 use crate::mcp::upstream::process::Process;
 use crate::mcp::upstream::replay::{Agreed, Replay};
@@ -18,42 +20,59 @@ use crate::mcp::upstream::{Event, Failure, Gone, Surroundings};
 impl StdioUpstream {
     /// Starts a child: tells it the session again if there is one, else gives it what is held.
     pub(super) fn start(&mut self) {
-        let UpstreamSettings::Stdio(settings) = &self.settings.upstream else { return };
         let Surroundings { service, secrets, limits, recorder, .. } = &self.around;
-        match Process::spawn(settings, service, &**secrets, &recorder.shipping, limits.max_message_bytes) {
-            Ok(process) => self.started(Box::new(process)),
-            Err(error) => {
-                let failure = Failure::new(&service.name, "upstream_not_started", error);
-                service.failed(&failure);
-                self.lost = Some(self.give_up(failure));
-                self.wait(Duration::ZERO);
+        let opened = match &self.settings.upstream {
+            UpstreamSettings::Stdio(stdio) => {
+                Process::spawn(stdio, service, &**secrets, &recorder.shipping, limits.max_message_bytes)
+                    .map(|process| (process.versions.clone(), Link::Child(Box::new(process))))
+                    .map_err(|error| Failure::new(&service.name, "upstream_not_started", error))
             }
+            UpstreamSettings::Http(http) => Connection::open(&self.around, self.settings.clone(), http)
+                .map(|connection| (connection.versions.clone(), Link::Older(Box::new(connection))))
+                .map_err(|error| Failure::new(&service.name, "credential_unavailable", error)),
+        };
+        match opened {
+            Ok((versions, link)) => {
+                self.versions = versions;
+                self.started(link);
+            }
+            Err(failure) => self.lost = Some(self.not_started(failure)),
         }
     }
 
-    fn started(&mut self, mut process: Box<Process>) {
-        self.versions = process.versions.clone();
+    fn started(&mut self, mut link: Link) {
         if let Some(initialize) = self.replay.initialize() {
-            process.lines.push(&initialize.bytes);
+            link.push(&initialize.bytes);
             let deadline = Box::pin(sleep(self.settings.timeout));
-            self.state = State::Replaying { process, deadline };
+            self.state = State::Replaying { link, deadline };
         } else {
-            self.ready(process);
+            self.ready(link);
         }
     }
 
-    fn ready(&mut self, mut process: Box<Process>) {
+    fn ready(&mut self, mut link: Link) {
         self.held_bytes = 0;
         for message in self.held.drain(..) {
-            pass(&mut process, &mut self.replay, &mut self.passed, message);
+            pass(&mut link, &mut self.replay, &mut self.passed, message);
         }
-        self.state = State::Ready { process };
+        self.state = State::Ready { link };
+        self.ask();
+    }
+
+    fn not_started(&mut self, failure: Failure) -> Event {
+        if !self.is_lasting() {
+            return self.buried_for_good(failure);
+        }
+        self.around.service.failed(&failure);
+        let lost = self.give_up(failure);
+        self.wait(Duration::ZERO);
+        lost
     }
 
     /// Looks whether the line answers something that we said again.
     pub(super) fn swallowed(&mut self, line: &[u8]) -> bool {
         let replaying = matches!(self.state, State::Replaying { .. });
-        if !replaying && self.swallow.is_empty() {
+        if !replaying && self.swallow.is_empty() && self.rehearsal.is_none() {
             return false;
         }
         let is_initialize =
@@ -68,7 +87,7 @@ impl StdioUpstream {
                     self.end(Cause::Replay);
                     return true;
                 }
-                return self.swallow.remove(&key);
+                return self.swallow.remove(&key) || self.rehearsed(&key, None);
             }
         };
         let Some(key) = answer.key else { return false };
@@ -77,7 +96,11 @@ impl StdioUpstream {
             self.replayed(&answer.body);
             return true;
         }
-        self.swallow.remove(&key)
+        let result = match &answer.body {
+            AnswerBody::Result { raw, .. } => Some(raw.raw()),
+            AnswerBody::Error { .. } => None,
+        };
+        self.swallow.remove(&key) || self.rehearsed(&key, result)
     }
 
     /// The new child has answered `initialize`: it is told the rest, and what is held.
@@ -94,20 +117,22 @@ impl StdioUpstream {
                 "the new child agreed to another version or other capabilities than the one before"
             );
         }
-        let State::Replaying { mut process, .. } = std::mem::replace(&mut self.state, State::Idle) else { return };
+        let State::Replaying { mut link, .. } = std::mem::replace(&mut self.state, State::Idle) else { return };
         for message in self.replay.rest() {
             self.swallow.extend(message.key.clone());
-            process.lines.push(&message.bytes);
+            link.push(&message.bytes);
         }
-        self.around.service.works();
-        self.ready(process);
+        if self.is_lasting() {
+            self.around.service.works();
+        }
+        self.ready(link);
     }
 
     pub(super) fn end(&mut self, cause: Cause) {
         let deadline = Box::pin(sleep(LAST_WORDS));
         self.state = match std::mem::replace(&mut self.state, State::Idle) {
-            State::Ready { process } => State::Ending { process, deadline, cause },
-            State::Replaying { process, .. } => State::Ending { process, deadline, cause: Cause::Replay },
+            State::Ready { link } => State::Ending { link, deadline, cause },
+            State::Replaying { link, .. } => State::Ending { link, deadline, cause: Cause::Replay },
             other => other,
         };
     }
@@ -115,46 +140,76 @@ impl StdioUpstream {
     /// The child is gone: says what was lost with it, and when the next one is started.
     pub(super) fn bury(&mut self, how: &str) -> Event {
         let (cause, lived) = match &self.state {
-            State::Ending { process, cause, .. } => (*cause, process.started.elapsed()),
+            State::Ending { link, cause, .. } => (*cause, link.started().elapsed()),
             _ => (Cause::Died, Duration::ZERO),
         };
         let Surroundings { service, recorder, limits, .. } = &self.around;
         let failure = match cause {
-            Cause::Died => Failure::new(&service.name, "upstream_died", format_args!("the server died: {how}")),
+            Cause::Died if self.is_child() => {
+                Failure::new(&service.name, "upstream_died", format_args!("the server died: {how}"))
+            }
+            Cause::Died => {
+                Failure::new(&service.name, "connection_broken", format_args!("its connection ended: {how}"))
+            }
             Cause::TooLong => {
                 let limit = limits.max_message_bytes;
                 let what = format_args!("the server sent a message of more than {limit} bytes, and was ended");
                 Failure::new(&service.name, "message_too_large", what)
             }
             Cause::Replay => {
-                let what = format_args!("the server was started again, but did not take up the session: {how}");
+                let again = if self.is_child() { "started again" } else { "connected to again" };
+                let what = format_args!("the server was {again}, but did not take up the session: {how}");
                 Failure::new(&service.name, "replay_failed", what)
             }
+            Cause::Rehearsal => {
+                let patience = self.settings.timeout;
+                let what = format_args!("the server was started, but did not answer within {patience:?}");
+                Failure::new(&service.name, "rehearsal_failed", what)
+            }
         };
+        if !self.is_lasting() {
+            return self.buried_for_good(failure);
+        }
         service.failed(&failure);
         service.restarted();
         recorder.metrics.child_restarted(&service.name, failure.kind);
+        let lost = if cause == Cause::Replay { self.give_up(failure) } else { self.lose_passed(failure) };
         self.wait(lived);
-        if cause == Cause::Replay { self.give_up(failure) } else { self.lose_passed(failure) }
+        lost
+    }
+
+    /// Whether another child is started when this one dies.
+    fn is_lasting(&self) -> bool {
+        self.rehearsal.is_none() && !self.is_retired
+    }
+
+    fn buried_for_good(&mut self, failure: Failure) -> Event {
+        self.state = State::Idle;
+        self.lose_passed(failure)
     }
 
     fn wait(&mut self, lived: Duration) {
-        let until = Box::pin(sleep(self.backoff.after_failure(lived)));
-        self.state = State::Backoff { until };
+        let (now, long) = (Instant::now(), self.backoff.after_failure(lived));
+        let soonest = now + self.backoff.on_demand();
+        let until = if self.held.is_empty() { now + long } else { soonest };
+        self.state = State::Backoff { until: Box::pin(sleep_until(until)), soonest };
     }
 
     /// What the child had been given is lost; what is held waits for the next one.
     fn lose_passed(&mut self, failure: Failure) -> Event {
         self.swallow.clear();
         let mut keys = Vec::new();
-        for (key, again) in self.passed.drain() {
-            match again {
-                Some(message) => {
-                    self.held_bytes += message.bytes.len();
-                    self.held.push_front(message);
+        for (key, fate) in self.passed.drain() {
+            let again = match fate {
+                Fate::Lost => {
+                    keys.push(key);
+                    continue;
                 }
-                None => keys.push(key),
-            }
+                Fate::Repeated(message) => Outgoing { repeated: true, ..message },
+                Fate::Endless(message) => message,
+            };
+            self.held_bytes += again.bytes.len();
+            self.held.push_front(again);
         }
         Event::Lost { keys, failure, versions: self.versions.clone(), gone: Gone::Yes }
     }
@@ -171,24 +226,24 @@ impl StdioUpstream {
 }
 
 /// Gives a message to the child and remembers what has to be known of it.
-pub(super) fn pass(
-    process: &mut Process,
-    replay: &mut Replay,
-    passed: &mut HashMap<IdKey, Option<Outgoing>>,
-    message: Outgoing,
-) {
-    process.lines.push(&message.bytes);
+pub(super) fn pass(link: &mut Link, replay: &mut Replay, passed: &mut HashMap<IdKey, Fate>, message: Outgoing) {
+    link.push(&message.bytes);
     replay.passed(&message);
     if let Some(key) = message.key.clone() {
-        passed.insert(key, (message.role == Role::Listen).then_some(message));
+        let fate = match message.role {
+            Role::Listen => Fate::Endless(message),
+            _ if message.safe && !message.repeated => Fate::Repeated(message),
+            _ => Fate::Lost,
+        };
+        passed.insert(key, fate);
     }
 }
 
 /// Reads the last words of a dying child, until its output ends or the deadline, and reaps it. Cancel-safe.
-pub(super) async fn ending(process: &mut Process, deadline: &mut Pin<Box<Sleep>>) -> Step {
-    if !process.lines.has_ended() && !deadline.is_elapsed() {
+pub(super) async fn ending(link: &mut Link, deadline: &mut Pin<Box<Sleep>>) -> Step {
+    if !link.has_ended() && !deadline.is_elapsed() {
         tokio::select! {
-            progress = process.lines.progress(true) => {
+            progress = link.progress(true) => {
                 if let Ok(Progress::Read | Progress::Room) = progress {
                     return Step::Progress(progress);
                 }
@@ -199,11 +254,11 @@ pub(super) async fn ending(process: &mut Process, deadline: &mut Pin<Box<Sleep>>
     // Its output has ended: it is about to end by itself, and its own status says more than that of a kill.
     if !deadline.is_elapsed() {
         tokio::select! {
-            () = process.leader.ended() => {}
+            () = link.ended() => {}
             () = deadline => {}
         }
     }
-    Step::Reaped(crate::child::describe(process.leader.reap().await))
+    Step::Reaped(link.reap().await)
 }
 
 /// How long a child is given to end by itself once its output has ended, and to say its last words once it has.

@@ -1,12 +1,18 @@
-//! A stdio upstream: one child for one session, started at the first message and again whenever it dies.
+//! An upstream that is one stream of messages in either direction: a child for one session, started at the first message and again whenever it
+//! dies; or, in the same way, a connection of the older HTTP transport (`older`).
 //!
 //! States: `Waiting` for its turn -> `Idle` until a message comes -> (`Replaying`, if a legacy session has to be told again) -> `Ready`
-//! -> `Ending` when the child dies -> `Backoff` -> started again. Messages that come while it is not `Ready` are held.
+//! -> `Ending` when the child dies -> `Backoff` -> started again. Messages that come while it is not `Ready` are held, and make the pause
+//! short. What a dead child had been given is lost, unless it may be said twice: then the next one is given it, once.
+//!
+//! One that is to take over from another (`warm`) is `Ready` and does not serve before it has answered its rehearsal; it is not started
+//! again when it dies, nor is one that has been taken over from.
 //!
 //! Invariants: `passed` has exactly the ids that the living child has been given and has not answered; what is held is bounded in
 //! number and bytes by `has_room`; nothing is sent to a child before the replay has been answered.
 
 mod life;
+mod warm;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::pin::Pin;
@@ -14,18 +20,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use self::life::{ending, pass};
 use super::backoff::Backoff;
+use super::link::Link;
 use super::outgoing::Outgoing;
-use super::process::Process;
+use super::rehearsal::Rehearsal;
 use super::replay::Replay;
 use super::{Event, Inheritance, Surroundings};
 use crate::mcp::answer;
 use crate::mcp::lines::Progress;
 use crate::mcp::message::IdKey;
-use crate::mcp::settings::{OnRotate, ServiceSettings, StdioSettings, UpstreamSettings};
+use crate::mcp::settings::{HttpTransport, OnRotate, ServiceSettings, UpstreamSettings};
 
 pub struct StdioUpstream {
     around: Surroundings,
@@ -35,12 +42,16 @@ pub struct StdioUpstream {
     replay: Replay,
     held: VecDeque<Outgoing>,
     held_bytes: usize,
-    /// Given to the child and not answered. The message is kept of those that are to be made again with the next child.
-    passed: HashMap<IdKey, Option<Outgoing>>,
+    /// Given to the child and not answered.
+    passed: HashMap<IdKey, Fate>,
     /// Answers to what we said again, which the client has had already.
     swallow: HashSet<IdKey>,
     /// What `send` has found out, for `event` to say.
     lost: Option<Event>,
+    /// What is still to be answered before it takes over.
+    rehearsal: Option<Rehearsal>,
+    /// Another one has taken over.
+    is_retired: bool,
     /// Of the secrets that the latest child was given.
     versions: Arc<[String]>,
 }
@@ -48,10 +59,32 @@ pub struct StdioUpstream {
 enum State {
     Waiting,
     Idle,
-    Replaying { process: Box<Process>, deadline: Pin<Box<Sleep>> },
-    Ready { process: Box<Process> },
-    Ending { process: Box<Process>, deadline: Pin<Box<Sleep>>, cause: Cause },
-    Backoff { until: Pin<Box<Sleep>> },
+    Replaying {
+        link: Link,
+        deadline: Pin<Box<Sleep>>,
+    },
+    Ready {
+        link: Link,
+    },
+    Ending {
+        link: Link,
+        deadline: Pin<Box<Sleep>>,
+        cause: Cause,
+    },
+    /// `soonest`: when there is something to say.
+    Backoff {
+        until: Pin<Box<Sleep>>,
+        soonest: Instant,
+    },
+}
+
+/// What becomes of a request when its child dies.
+enum Fate {
+    Lost,
+    /// It may be said twice, and is given to the next child, once.
+    Repeated(Outgoing),
+    /// It has no end of its own, and each child gets it.
+    Endless(Outgoing),
 }
 
 /// Why a child is ended.
@@ -62,6 +95,8 @@ enum Cause {
     TooLong,
     /// The replayed `initialize` was refused or not answered, in time or at all.
     Replay,
+    /// It was to take over, and did not answer all that it was asked before.
+    Rehearsal,
 }
 
 enum Step {
@@ -84,6 +119,8 @@ impl StdioUpstream {
             passed: HashMap::new(),
             swallow: HashSet::new(),
             lost: None,
+            rehearsal: None,
+            is_retired: false,
             versions: Arc::default(),
         }
     }
@@ -101,14 +138,16 @@ impl StdioUpstream {
     }
 
     pub fn send(&mut self, message: Outgoing) {
-        if let State::Ready { process } = &mut self.state {
-            pass(process, &mut self.replay, &mut self.passed, message);
+        if let State::Ready { link } = &mut self.state {
+            pass(link, &mut self.replay, &mut self.passed, message);
             return;
         }
         self.held_bytes += message.bytes.len();
         self.held.push_back(message);
-        if matches!(self.state, State::Idle) {
-            self.start();
+        match &mut self.state {
+            State::Idle => self.start(),
+            State::Backoff { until, soonest } if until.deadline() > *soonest => until.as_mut().reset(*soonest),
+            _ => {}
         }
     }
 
@@ -119,20 +158,19 @@ impl StdioUpstream {
             }
             let step = match &mut self.state {
                 State::Waiting | State::Idle => std::future::pending().await,
-                State::Backoff { until } => {
+                State::Backoff { until, .. } => {
                     until.await;
                     Step::Overdue
                 }
-                State::Ready { process } => tokio::select! {
-                    progress = process.lines.progress(read) => Step::Progress(progress),
-                    () = process.leader.ended() => Step::Ended,
+                State::Ready { link } => tokio::select! {
+                    event = link.event(read) => event.map_or(Step::Ended, Step::Progress),
+                    () = warm::overdue(&mut self.rehearsal) => Step::Overdue,
                 },
-                State::Replaying { process, deadline } => tokio::select! {
-                    progress = process.lines.progress(true) => Step::Progress(progress),
-                    () = process.leader.ended() => Step::Ended,
+                State::Replaying { link, deadline } => tokio::select! {
+                    event = link.event(true) => event.map_or(Step::Ended, Step::Progress),
                     () = deadline => Step::Overdue,
                 },
-                State::Ending { process, deadline, .. } => ending(process, deadline).await,
+                State::Ending { link, deadline, .. } => ending(link, deadline).await,
             };
             if let Some(event) = self.apply(step) {
                 return event;
@@ -143,8 +181,8 @@ impl StdioUpstream {
     pub fn next_line(&mut self) -> Option<Bytes> {
         loop {
             let line = match &mut self.state {
-                State::Ready { process } | State::Replaying { process, .. } | State::Ending { process, .. } => {
-                    process.lines.next_line()?
+                State::Ready { link } | State::Replaying { link, .. } | State::Ending { link, .. } => {
+                    link.next_line()?
                 }
                 State::Waiting | State::Idle | State::Backoff { .. } => return None,
             };
@@ -161,7 +199,7 @@ impl StdioUpstream {
     pub fn answered(&mut self, key: &IdKey, result: Option<&str>) {
         self.passed.remove(key);
         self.replay.answered(key, result);
-        if result.is_some() {
+        if result.is_some() && !self.is_retired {
             self.around.service.works();
         }
     }
@@ -173,15 +211,19 @@ impl StdioUpstream {
         }
         // The protocol does not let `initialize` be cancelled.
         let known = self.passed.remove(key).is_some() && !self.replay.awaits(key);
-        if let State::Ready { process } = &mut self.state
+        if let State::Ready { link } = &mut self.state
             && known
         {
-            process.lines.push(&notice.unwrap_or_else(|| answer::cancelled(key, "no answer in time").into()));
+            link.push(&notice.unwrap_or_else(|| answer::cancelled(key, "no answer in time").into()));
         }
     }
 
     pub fn on_rotate(&self) -> OnRotate {
-        self.stdio().on_rotate
+        match &self.settings.upstream {
+            UpstreamSettings::Stdio(stdio) => stdio.on_rotate,
+            // Another connection costs nothing.
+            UpstreamSettings::Http(_) => OnRotate::Swap,
+        }
     }
 
     /// There is a child that has been given secrets.
@@ -190,11 +232,12 @@ impl StdioUpstream {
     }
 
     pub fn is_drained(&self) -> bool {
-        !matches!(self.state, State::Replaying { .. }) && self.passed.values().all(Option::is_some)
+        !matches!(self.state, State::Replaying { .. })
+            && self.passed.values().all(|fate| matches!(fate, Fate::Endless(_)))
     }
 
     pub fn has_room(&self) -> bool {
-        let congested = matches!(&self.state, State::Ready { process } if process.lines.congested());
+        let congested = matches!(&self.state, State::Ready { link } if link.congested());
         !congested && self.held.len() < self.around.limits.max_in_flight.max(1) * 2 && self.held_bytes < HELD_BYTES
     }
 
@@ -203,14 +246,14 @@ impl StdioUpstream {
     }
 
     pub fn bequeath(&mut self) -> Inheritance {
-        let again = self.passed.drain().filter_map(|(_, message)| message).chain(self.held.drain(..));
-        Inheritance { again: again.collect(), replay: std::mem::take(&mut self.replay) }
+        let again = self.endless();
+        Inheritance { again, replay: std::mem::take(&mut self.replay) }
     }
 
     pub async fn close(self) {
         match self.state {
-            State::Ready { process } | State::Replaying { process, .. } => process.stop(STOP_PATIENCE).await,
-            State::Ending { mut process, .. } => drop(process.leader.reap().await),
+            State::Ready { link } | State::Replaying { link, .. } => link.stop(STOP_PATIENCE).await,
+            State::Ending { mut link, .. } => drop(link.reap().await),
             State::Waiting | State::Idle | State::Backoff { .. } => {}
         }
     }
@@ -226,6 +269,7 @@ impl StdioUpstream {
             Step::Overdue => {
                 match &self.state {
                     State::Replaying { .. } => self.end(Cause::Replay),
+                    State::Ready { .. } => self.end(Cause::Rehearsal),
                     _ if self.has_work() => self.start(),
                     _ => self.state = State::Idle,
                 }
@@ -240,12 +284,14 @@ impl StdioUpstream {
         !self.held.is_empty() || self.replay.initialize().is_some()
     }
 
-    fn stdio(&self) -> &StdioSettings {
-        match &self.settings.upstream {
-            UpstreamSettings::Stdio(stdio) => stdio,
-            // `Upstream::new` makes this kind for stdio settings only.
-            UpstreamSettings::Http(_) => unreachable!("a stdio upstream with HTTP settings"),
-        }
+    fn is_child(&self) -> bool {
+        matches!(self.settings.upstream, UpstreamSettings::Stdio(_))
+    }
+
+    /// It speaks the older transport because the newer one was refused, and that was wrong.
+    pub fn is_wrong_guess(&self) -> bool {
+        matches!(&self.settings.upstream, UpstreamSettings::Http(http) if http.transport == HttpTransport::Found)
+            && !self.around.service.is_older()
     }
 }
 
