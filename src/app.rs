@@ -20,6 +20,7 @@ use crate::reload::{Domains, Reloader};
 use crate::render::{self, RenderHandle};
 use crate::secrets;
 use crate::secrets::serve::{self, ServeHandle};
+use crate::services;
 use crate::storage;
 use crate::telemetry::{self, TelemetryHandle};
 
@@ -112,6 +113,10 @@ fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<Domains, Part
     parts.push(part);
 
     let shipping = Shipping { redactor: redactor.clone(), sink: Arc::new(telemetry.clone()) };
+    let services = services::build(
+        config.services.clone(),
+        services::Outside { secrets: reader.clone(), control: reader.clone(), report: reader.clone() },
+    )?;
     let outside = mcp::Outside {
         secrets: reader.clone(),
         control: reader.clone(),
@@ -120,6 +125,7 @@ fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<Domains, Part
         meter: meter.clone(),
         shipping: shipping.clone(),
         cache: Arc::new(storage.clone()),
+        local: Arc::new(services.clone()),
         identity: Identity { name: config.name.clone(), version: env!("CARGO_PKG_VERSION").to_owned() },
     };
     let (mcp, more) = mcp::build(config.mcp.clone(), outside)?;
@@ -127,7 +133,7 @@ fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<Domains, Part
 
     let around = process::Surroundings { secrets: reader.clone(), audit: audit.clone(), shipping, before: Vec::new() };
     let process = add_process(config, around, &render, &meter, parts)?;
-    Ok(Domains { telemetry, secrets, serve, render, mcp, redactor, process, storage })
+    Ok(Domains { telemetry, secrets, serve, render, services, mcp, redactor, process, storage })
 }
 
 /// The process may use all that was built so far, so it comes after it.

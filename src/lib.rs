@@ -1,6 +1,6 @@
 //! mcpeg, the sidecar beside an LLM agent.
 //!
-//! The map: `cli` reads the command line, `app` composes the domains (`secrets`, `render`, `mcp`, `process`, `storage`, `telemetry`, `admin`),
+//! The map: `cli` reads the command line, `app` composes the domains (`secrets`, `render`, `services`, `mcp`, `process`, `storage`, `telemetry`, `admin`),
 //! `supervisor` runs their parts. Domains import only leaves (`secret`, `memory`, `child`, `environment`, `guard`, `lifecycle`,
 //! `output`, `ports`, `sealed`, `tls`, `local_socket`); `config` imports the domains' checked
 //! settings. docs/ARCHITECTURE.md shows how a secret, a message and a record travel through them.
@@ -26,6 +26,7 @@ pub mod render;
 pub mod sealed;
 pub mod secret;
 pub mod secrets;
+pub mod services;
 pub mod storage;
 pub mod supervisor;
 pub mod telemetry;

@@ -400,6 +400,34 @@ pub enum LogOrigin<'a> {
     Service(&'a str),
 }
 
+/// The services that mcpeg serves itself. Implemented by the services domain, asked by MCP as it asks any upstream.
+pub trait LocalServer: Send + Sync {
+    /// What comes of one message to the service of this name. Nothing is done before the future is polled, and dropping it gives the
+    /// work up.
+    fn answer(&self, service: &str, message: Bytes) -> LocalFuture;
+}
+
+/// It borrows nothing, so that it may be waited for beside other work.
+pub type LocalFuture = Pin<Box<dyn Future<Output = LocalAnswer> + Send>>;
+
+#[derive(Debug)]
+pub enum LocalAnswer {
+    /// It was no request.
+    Nothing,
+    Line {
+        line: Bytes,
+        /// `item@version` of the secrets that were used.
+        versions: Arc<[String]>,
+    },
+    /// What stands behind the service is not there, or does not work.
+    Failed {
+        /// A value of `error.type`.
+        kind: &'static str,
+        reason: String,
+        versions: Arc<[String]>,
+    },
+}
+
 /// Keeps answers for a while. Implemented by the storage domain, used by MCP.
 ///
 /// A value is bytes of whoever set it, who may have sealed them. Nothing is promised to be kept: a kind that is out of room, or out of

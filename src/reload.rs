@@ -31,6 +31,7 @@ use crate::process::ProcessHandle;
 use crate::render::RenderHandle;
 use crate::secrets::SecretsHandle;
 use crate::secrets::serve::ServeHandle;
+use crate::services::ServicesHandle;
 use crate::storage::StorageHandle;
 use crate::telemetry::TelemetryHandle;
 
@@ -41,6 +42,7 @@ pub struct Domains {
     pub secrets: SecretsHandle,
     pub serve: ServeHandle,
     pub render: RenderHandle,
+    pub services: ServicesHandle,
     pub mcp: McpHandle,
     pub redactor: Arc<SecretRedactor>,
     pub process: ProcessHandle,
@@ -188,6 +190,7 @@ impl Reloader {
         let secrets = domains.secrets.stage(new.secrets.clone()).map_err(|error| error.to_string())?;
         let serve = domains.serve.stage(new.serve.clone()).map_err(|error| error.to_string())?;
         let render = domains.render.stage(new.templates.clone()).map_err(|error| error.to_string())?;
+        let services = domains.services.stage(new.services.clone()).map_err(|error| error.to_string())?;
         let mcp = domains.mcp.stage(new.mcp.clone()).map_err(|error| error.to_string())?;
         let redactor = domains.redactor.stage(&new.redaction).map_err(|error| error.to_string())?;
         let process = domains.process.stage(new.process.clone()).map_err(|error| error.to_string())?;
@@ -204,6 +207,7 @@ impl Reloader {
         self.await_new_items(old, &new).await;
         serve.commit();
         render.commit();
+        services.commit();
         mcp.commit();
         process.commit();
         secrets.finish();

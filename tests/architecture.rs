@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const DOMAINS: [&str; 7] = ["secrets", "render", "mcp", "process", "storage", "telemetry", "admin"];
+const DOMAINS: [&str; 8] = ["secrets", "render", "services", "mcp", "process", "storage", "telemetry", "admin"];
 const LEAVES: [&str; 11] = [
     "child",
     "environment",

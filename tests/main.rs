@@ -32,6 +32,7 @@ mod render;
 mod rotation;
 mod sealed;
 mod serve;
+mod services;
 mod spool;
 mod support;
 mod swap;

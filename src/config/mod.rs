@@ -31,6 +31,7 @@ use crate::process::settings::ProcessSettings;
 use crate::render::settings::TemplateSettings;
 use crate::secret::SecretRef;
 use crate::secrets::settings::{SecretsSettings, ServeSettings};
+use crate::services::settings as local;
 use crate::storage::settings::StorageSettings;
 use crate::telemetry::settings::TelemetrySettings;
 
@@ -55,6 +56,8 @@ pub struct Config {
     pub templates: Vec<TemplateSettings>,
     /// `None`: no program is supervised.
     pub process: Option<ProcessSettings>,
+    /// What mcpeg serves itself, by the service's name.
+    pub services: BTreeMap<String, local::ServiceSettings>,
     pub mcp: McpSettings,
     pub storage: StorageSettings,
     pub telemetry: TelemetrySettings,
@@ -130,8 +133,9 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     let telemetry = check::telemetry::settings(raw.telemetry, raw.audit, global, metadata, logs, &otel, &mut check);
     let timeout = raw.global.timeout.as_ref().map_or(check::mcp::DEFAULT_TIMEOUT, |timeout| timeout.0);
     let mut reader = ServiceReader { sources, timeout, followed, files: &mut files, references: &mut references };
-    let services = reader.read_all(raw.services, unix.as_ref(), &mut check);
+    let (services, served) = reader.read_all(raw.services, unix.as_ref(), &mut check);
     check_references(&references, &items, check.problems);
+    check_shown(&served, &items, &mut check);
 
     Some(Config {
         name: raw.metadata.name.unwrap_or_else(|| "mcpeg".to_owned()),
@@ -141,6 +145,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
         serve,
         templates,
         process,
+        services: served,
         mcp: McpSettings { unix, http, stdio: raw.transports.stdio.enabled, services, limits, leak_guard },
         storage,
         telemetry,
@@ -166,8 +171,8 @@ impl ServiceReader<'_> {
         raw: BTreeMap<String, RawService>,
         unix: Option<&UnixSettings>,
         check: &mut Check<'_>,
-    ) -> BTreeMap<String, ServiceSettings> {
-        let mut services = BTreeMap::new();
+    ) -> (BTreeMap<String, ServiceSettings>, BTreeMap<String, local::ServiceSettings>) {
+        let (mut services, mut served) = (BTreeMap::new(), BTreeMap::new());
         for (name, raw) in raw.into_iter().filter(|(_, raw)| raw.enabled.unwrap_or(true)) {
             check::mcp::service_name(&name, unix, check);
             let file = raw.config_file.0;
@@ -177,14 +182,15 @@ impl ServiceReader<'_> {
                 check.problem(&["services", &name, "config_file"], message);
                 continue;
             }
-            if let Some(settings) = self.read(&file, check.problems) {
-                services.insert(name, settings);
+            if let Some(read) = self.read(&file, check.problems) {
+                served.extend(read.local.map(|settings| (name.clone(), settings)));
+                services.insert(name, read.mcp);
             }
         }
-        services
+        (services, served)
     }
 
-    fn read(&mut self, file: &Path, problems: &mut Problems) -> Option<ServiceSettings> {
+    fn read(&mut self, file: &Path, problems: &mut Problems) -> Option<check::mcp::Service> {
         self.files.push(file.to_owned());
         let mut tree = yaml::read(file, problems)?;
         interpolate::interpolate(&mut tree, &|name| self.sources.variable(name), problems);
@@ -224,6 +230,19 @@ fn check_references(references: &[(SecretRef, Origin)], items: &BTreeSet<String>
         problem.help = shape::near(&reference.item, items.iter().map(String::as_str))
             .map(|name| format!("did you mean `{name}`?"));
         problems.push(problem);
+    }
+}
+
+/// The items that a service of `type: vault` shows.
+fn check_shown(services: &BTreeMap<String, local::ServiceSettings>, items: &BTreeSet<String>, check: &mut Check<'_>) {
+    for (name, service) in services {
+        let local::ServiceSettings::Vault(vault) = service else { continue };
+        for item in vault.items.iter().flatten().filter(|item| !items.contains(*item)) {
+            check.problem(
+                &["services", name],
+                format!("its file shows `{item}`, and there is no such secret in `secrets.items`"),
+            );
+        }
     }
 }
 

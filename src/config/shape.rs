@@ -53,7 +53,7 @@ impl<'a> Shape<'a> {
             Some(&"string") => self.check_text(node, schema),
             Some(&"boolean") => self.check_boolean(node),
             Some(kind @ (&"integer" | &"number")) => self.check_number(node, schema, *kind == "integer"),
-            _ => true,
+            _ => self.check_anything(node),
         }
     }
 
@@ -238,6 +238,21 @@ impl<'a> Shape<'a> {
             node.value = Value::Text(Text { text: absolute.to_owned(), untyped: false });
         }
         true
+    }
+
+    /// What the schema leaves open: secrets may not stand there, because nobody would know of them.
+    fn check_anything(&mut self, node: &Node) -> bool {
+        match &node.value {
+            Value::Wrong => false,
+            Value::WithSecrets(_) => self.problem_with(
+                "a secret may not stand here".to_owned(),
+                Some("secrets may stand in headers, environments, tokens and passwords".to_owned()),
+                node.origin.clone(),
+            ),
+            Value::List(items) => items.iter().all(|item| self.check_anything(item)),
+            Value::Map(entries) => entries.iter().all(|entry| self.check_anything(&entry.node)),
+            _ => true,
+        }
     }
 
     fn check_boolean(&mut self, node: &mut Node) -> bool {

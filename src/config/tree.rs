@@ -3,6 +3,7 @@
 //! Owns `Node`, the deep merge of layers and the lookup by path. It knows nothing of keys and their meaning. Order of keys is kept.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -94,6 +95,33 @@ impl Node {
         match &self.value {
             Value::Map(entries) => entries.iter().find(|entry| entry.key == key),
             _ => None,
+        }
+    }
+
+    /// A number that is another one for another content; where it was written does not matter.
+    pub fn content(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash_into(&mut hasher);
+        hasher.finish()
+    }
+
+    fn hash_into(&self, hasher: &mut DefaultHasher) {
+        std::mem::discriminant(&self.value).hash(hasher);
+        match &self.value {
+            Value::Null | Value::Wrong => {}
+            Value::Bool(value) => value.hash(hasher),
+            Value::Int(value) => value.hash(hasher),
+            Value::Float(value) => value.to_bits().hash(hasher),
+            Value::Text(text) => text.text.hash(hasher),
+            Value::WithSecrets(segments) => segments.iter().for_each(|segment| match segment {
+                Segment::Literal(literal) => literal.hash(hasher),
+                Segment::Secret(reference) => reference.hash(hasher),
+            }),
+            Value::List(items) => items.iter().for_each(|item| item.hash_into(hasher)),
+            Value::Map(entries) => entries.iter().for_each(|entry| {
+                entry.key.hash(hasher);
+                entry.node.hash_into(hasher);
+            }),
         }
     }
 

@@ -64,6 +64,7 @@ pub fn items(settings: &ServiceSettings) -> BTreeSet<String> {
         UpstreamSettings::Http(http) => {
             http.headers.iter().map(|(_, value)| value).chain(http.query.iter().map(|(_, value)| value)).collect()
         }
+        UpstreamSettings::Local(local) => return local.items.clone(),
     };
     texts.into_iter().flat_map(SecretText::references).map(|reference| reference.item.clone()).collect()
 }

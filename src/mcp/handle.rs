@@ -213,6 +213,7 @@ fn detail_of(service: &Service) -> Value {
             let transport = if service.is_older() || http.transport == HttpTransport::Sse { "sse" } else { "http" };
             json!({ "transport": transport, "origin": http.url.origin().ascii_serialization() })
         }
+        UpstreamSettings::Local(local) => json!({ "transport": "local", "type": local.kind }),
     };
     let children: Vec<Value> = service
         .children()

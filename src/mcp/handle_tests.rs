@@ -45,7 +45,17 @@ fn built(settings: McpSettings) -> Result<McpHandle, McpError> {
     let guard = std::sync::Arc::new(crate::guard::Guard::new().unwrap());
     let (secrets, audit, cache) = (Secrets::new(&[]), Audit::new(), no_cache());
     let control = secrets.clone();
-    let outside = Outside { secrets, control, guard, audit, meter, shipping: shipping(), cache, identity };
+    let outside = Outside {
+        secrets,
+        control,
+        guard,
+        audit,
+        meter,
+        shipping: shipping(),
+        cache,
+        local: crate::mcp::testing::no_local(),
+        identity,
+    };
     build(settings, outside).map(|(handle, _)| handle)
 }
 

@@ -63,7 +63,7 @@ use crate::guard::Guard;
 use crate::lifecycle::{Part, Readiness, Stage};
 use crate::local_socket::SocketError;
 use crate::output::Shipping;
-use crate::ports::{AuditLog, Cache, SecretControl, SecretReader};
+use crate::ports::{AuditLog, Cache, LocalServer, SecretControl, SecretReader};
 
 /// How the aggregate presents itself, to clients and to upstreams.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,12 +92,14 @@ pub struct Outside {
     pub meter: Meter,
     pub shipping: Shipping,
     pub cache: Arc<dyn Cache>,
+    /// The services that this process serves itself.
+    pub local: Arc<dyn LocalServer>,
     pub identity: Identity,
 }
 
 /// Binds the sockets and gives the parts that serve them: a listener, which stops first, and the sessions.
 pub fn build(settings: McpSettings, outside: Outside) -> Result<(McpHandle, Vec<Part>), McpError> {
-    let Outside { secrets, control, guard, audit, meter, shipping, cache, identity } = outside;
+    let Outside { secrets, control, guard, audit, meter, shipping, cache, local, identity } = outside;
     let registry = Registry {
         services: BTreeMap::new(),
         sockets: Vec::new(),
@@ -116,6 +118,7 @@ pub fn build(settings: McpSettings, outside: Outside) -> Result<(McpHandle, Vec<
         leaks: Arc::new(Leaks::new(guard, settings.leak_guard)),
         recorder: Arc::new(Recorder { audit, metrics: Metrics::new(&meter), shipping }),
         answers: Arc::new(Answers::new(cache, random())),
+        local,
         identity,
         connections: Arc::new(AtomicUsize::new(0)),
         front,

@@ -19,7 +19,7 @@ use super::leaks::Leaks;
 use super::service::Service;
 use super::settings::{Limits, UnixSettings};
 use crate::local_socket::BoundSocket;
-use crate::ports::{SecretControl, SecretReader};
+use crate::ports::{LocalServer, SecretControl, SecretReader};
 
 #[derive(Clone)]
 pub struct Registry {
@@ -63,6 +63,7 @@ pub struct Shared {
     pub leaks: Arc<Leaks>,
     pub recorder: Arc<Recorder>,
     pub answers: Arc<Answers>,
+    pub local: Arc<dyn LocalServer>,
     pub identity: Identity,
     pub connections: Arc<AtomicUsize>,
     /// The sessions of HTTP clients.

@@ -30,7 +30,7 @@ const REFRESH_PAUSE: Duration = Duration::from_secs(2);
 pub struct Service {
     pub name: Arc<str>,
     state: watch::Sender<ServiceState>,
-    /// `None` for a stdio upstream.
+    /// `None` for any but an HTTP upstream.
     http: ArcSwapOption<HttpClients>,
     /// What the upstream was found to speak: two bits for each era, the higher one if it is known.
     eras: AtomicU8,
@@ -166,6 +166,7 @@ impl Service {
         match &self.settings().upstream {
             UpstreamSettings::Stdio(stdio) => !stdio.files.is_empty(),
             UpstreamSettings::Http(_) => self.http.load().as_ref().is_some_and(|http| http.has_files()),
+            UpstreamSettings::Local(_) => false,
         }
     }
 
@@ -273,11 +274,11 @@ fn shift(era: Era) -> u8 {
     if era == Era::Legacy { 0 } else { 2 }
 }
 
-/// The clients that the settings need; `None` for a stdio upstream.
+/// The clients that the settings need; `None` for any but an HTTP upstream.
 pub fn http_clients(settings: &ServiceSettings) -> Result<Option<Arc<HttpClients>>, ClientError> {
     match &settings.upstream {
         UpstreamSettings::Http(http) => Ok(Some(Arc::new(HttpClients::new(http)?))),
-        UpstreamSettings::Stdio(_) => Ok(None),
+        UpstreamSettings::Stdio(_) | UpstreamSettings::Local(_) => Ok(None),
     }
 }
 

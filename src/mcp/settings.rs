@@ -3,7 +3,7 @@
 pub mod pattern;
 pub mod policy;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -121,6 +121,18 @@ pub struct ServiceSettings {
 pub enum UpstreamSettings {
     Stdio(StdioSettings),
     Http(HttpSettings),
+    Local(LocalSettings),
+}
+
+/// A service that mcpeg serves itself: what it is, another domain knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalSettings {
+    /// The service file's `type`.
+    pub kind: &'static str,
+    /// The items of secrets whose change concerns the service.
+    pub items: BTreeSet<String>,
+    /// Another one for another content of the service file, so that what was answered before is not taken for an answer of now.
+    pub content: u64,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -15,8 +15,9 @@ use super::settings::LeakAction;
 use crate::guard::Guard;
 use crate::output::Shipping;
 use crate::ports::{
-    AuditEvent, AuditLog, AuditRefused, AuditValue, Cache, CacheFuture, CacheStats, LogLine, LogSink, Redactor,
-    RefreshError, Refreshed, SecretControl, SecretReader, SecretSummary, SecretUnavailable,
+    AuditEvent, AuditLog, AuditRefused, AuditValue, Cache, CacheFuture, CacheStats, LocalAnswer, LocalFuture,
+    LocalServer, LogLine, LogSink, Redactor, RefreshError, Refreshed, SecretControl, SecretReader, SecretSummary,
+    SecretUnavailable,
 };
 use crate::secret::{Secret, SecretVersion};
 
@@ -195,4 +196,17 @@ impl Cache for NoCache {
     fn stats(&self) -> CacheStats {
         CacheStats::default()
     }
+}
+
+/// Serves nothing.
+struct NoLocal;
+
+impl LocalServer for NoLocal {
+    fn answer(&self, _: &str, _: bytes::Bytes) -> LocalFuture {
+        Box::pin(std::future::ready(LocalAnswer::Nothing))
+    }
+}
+
+pub fn no_local() -> Arc<dyn LocalServer> {
+    Arc::new(NoLocal)
 }

@@ -12,9 +12,10 @@ use crate::config::raw::mcp::{
 };
 use crate::config::raw::scalar::RawPath;
 use crate::mcp::settings::{
-    HttpSettings, HttpTransport, Limits, ListenSettings, ListenTls, OnRotate, ServiceSettings, StdioSettings,
-    UnixSettings, UpstreamSettings,
+    HttpSettings, HttpTransport, Limits, ListenSettings, ListenTls, LocalSettings, OnRotate, ServiceSettings,
+    StdioSettings, UnixSettings, UpstreamSettings,
 };
+use crate::services::settings::ServiceSettings as Local;
 
 /// `folder` is the main file's, from which default paths start.
 pub fn unix(raw: &mut RawTransports, folder: &Path, check: &mut Check<'_>) -> Option<UnixSettings> {
@@ -100,19 +101,28 @@ pub fn service_name(name: &str, unix: Option<&UnixSettings>, check: &mut Check<'
     }
 }
 
-pub fn service(mut raw: RawServiceFile, default_timeout: Duration, check: &mut Check<'_>) -> Option<ServiceSettings> {
-    let known_kind = raw.kind == RawServiceKind::Mcp;
-    if !known_kind {
-        check.problem(&["type"], "this type of service is not available in this version; `mcp` is");
-    }
-    refuse_later_keys(&raw, known_kind, check);
-    if !known_kind {
+/// What a service file says: how MCP treats the service, and what it is, where mcpeg serves it itself.
+pub struct Service {
+    pub mcp: ServiceSettings,
+    pub local: Option<Local>,
+}
+
+pub fn service(mut raw: RawServiceFile, default_timeout: Duration, check: &mut Check<'_>) -> Option<Service> {
+    if raw.kind == RawServiceKind::Database {
+        let message = "this type of service is not available in this version; `mcp`, `http` and `vault` are";
+        check.problem(&["type"], message);
         return None;
     }
+    refuse_later_keys(&raw, check);
     let timeout = raw.timeout.as_ref().map_or(default_timeout, |timeout| timeout.0);
     if timeout.is_zero() {
         check.problem(&["timeout"], "expected more than nothing");
     }
+    if raw.kind != RawServiceKind::Mcp {
+        return Some(local(raw, timeout, check));
+    }
+    super::services::refuse_requests(&raw, check);
+    refuse_items(&raw, check);
     let policy = super::policy::settings(&mut raw, check);
     let upstream = match (raw.command.is_some(), raw.url.is_some()) {
         (true, false) => UpstreamSettings::Stdio(stdio(raw, check)),
@@ -126,16 +136,56 @@ pub fn service(mut raw: RawServiceFile, default_timeout: Duration, check: &mut C
             return None;
         }
     };
-    Some(ServiceSettings { upstream, timeout, policy })
+    Some(Service { mcp: ServiceSettings { upstream, timeout, policy }, local: None })
 }
 
-/// Keys that later versions serve. Those of other service types are refused with the type.
-fn refuse_later_keys(raw: &RawServiceFile, known_kind: bool, check: &mut Check<'_>) {
-    if known_kind {
-        check.unavailable_if(raw.driver.is_some(), &["driver"]);
-        check.unavailable_if(raw.connection.is_some(), &["connection"]);
-        check.unavailable_if(raw.pool.is_some(), &["pool"]);
+/// A service that mcpeg serves itself.
+fn local(mut raw: RawServiceFile, timeout: Duration, check: &mut Check<'_>) -> Service {
+    for (key, given) in [
+        ("command", raw.command.is_some()),
+        ("url", raw.url.is_some()),
+        ("socket", raw.socket.is_some()),
+        ("http2_only", raw.http2_only),
+        ("env", !raw.env.is_empty()),
+        ("working_directory", raw.working_directory.is_some()),
+        ("user", raw.user.is_some()),
+        ("group", raw.group.is_some()),
+        ("on_rotate", raw.on_rotate.is_some()),
+        ("transport", raw.transport.is_some()),
+        ("query", !raw.query.is_empty()),
+        ("files", !raw.files.is_empty()),
+        ("limits", check.tree.get("limits").is_some()),
+    ] {
+        if given {
+            check.problem(&[key], format!("`{key}` belongs to a service of `type: mcp`"));
+        }
     }
+    let settings = if raw.kind == RawServiceKind::Vault {
+        super::services::vault(&mut raw, check)
+    } else {
+        refuse_items(&raw, check);
+        super::services::http(&mut raw, check)
+    };
+    let policy = super::policy::settings(&mut raw, check);
+    let upstream = UpstreamSettings::Local(LocalSettings {
+        kind: settings.kind(),
+        items: settings.items(),
+        content: check.tree.content(),
+    });
+    Service { mcp: ServiceSettings { upstream, timeout, policy }, local: Some(settings) }
+}
+
+fn refuse_items(raw: &RawServiceFile, check: &mut Check<'_>) {
+    if raw.items.is_some() {
+        check.problem(&["items"], "`items` belongs to a service of `type: vault`");
+    }
+}
+
+/// Keys that later versions serve.
+fn refuse_later_keys(raw: &RawServiceFile, check: &mut Check<'_>) {
+    check.unavailable_if(raw.driver.is_some(), &["driver"]);
+    check.unavailable_if(raw.connection.is_some(), &["connection"]);
+    check.unavailable_if(raw.pool.is_some(), &["pool"]);
 }
 
 fn stdio(raw: RawServiceFile, check: &mut Check<'_>) -> StdioSettings {

@@ -13,6 +13,7 @@ pub mod otel;
 pub mod policy;
 pub mod process;
 pub mod secrets;
+pub mod services;
 pub mod telemetry;
 pub mod vault;
 

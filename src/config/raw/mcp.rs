@@ -142,7 +142,7 @@ pub struct RawServiceFile {
     pub user: Option<RawAccount>,
     /// The child's only group, by name or number. Default: the user's.
     pub group: Option<RawAccount>,
-    /// Headers of each request to the upstream.
+    /// Headers of each request to the upstream; of `type: http`, of each tool's request.
     #[serde(default)]
     pub headers: BTreeMap<String, RawSecretText>,
     /// Parameters that are put on the URL of each request to the upstream, for a server that takes its credential there.
@@ -178,6 +178,8 @@ pub struct RawServiceFile {
     pub tools: Option<Vec<RawTool>>,
     /// What holds for single resources.
     pub resources: Option<Vec<RawResource>>,
+    /// Of `type: vault`: the items of `secrets.items` that are shown. Default: all.
+    pub items: Option<Vec<String>>,
     /// Not available in this version: the database of a `type: database` service.
     pub driver: Option<RawDriver>,
     /// Not available in this version.
@@ -221,9 +223,9 @@ pub enum RawServiceKind {
     Mcp,
     /// Not available in this version.
     Database,
-    /// Not available in this version.
+    /// An HTTP interface: each of `tools` is a request to it.
     Http,
-    /// Not available in this version.
+    /// What mcpeg knows of its secrets: names, versions and leases, never a value.
     Vault,
 }
 

@@ -1,9 +1,11 @@
 //! The written shape of what a service file says about who may use what, within which bounds.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::scalar::{RawDuration, RawGlob, RawRate, RawSize};
+use super::scalar::{RawDuration, RawGlob, RawObject, RawRate, RawSecretText, RawSize};
 
 /// Failures in a row after which a service is left alone for a while, and whoever asks is answered at once. Shared by all its sessions.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -87,13 +89,39 @@ pub struct RawTool {
     pub concurrency: Option<u32>,
     /// Calls of all clients together; more are refused. As many may come at once. Default: no bound.
     pub rate: Option<RawRate>,
-    /// A larger result is withheld, and the model told so. Default: `transports.limits.max_message_mb`.
+    /// A larger result is withheld, and the model told so. Default: `transports.limits.max_message_mb`; of `type: http`, whose answers
+    /// are read no further: `1MiB`.
     pub max_bytes: Option<RawSize>,
     /// Longer lists, in structured content or in text that is JSON, are cut. Default: no bound.
     #[schemars(range(max = 10000000))]
     pub max_rows: Option<u32>,
+    /// Of `type: http`: the request's method. Default: `GET`.
+    pub method: Option<RawMethod>,
+    /// Of `type: http`, required there: the address, in whose path arguments stand as `{name}`; `{{` is the sign itself.
+    pub url: Option<String>,
+    /// Of `type: http`: what follows `?`; arguments stand as `{name}`, and an entry whose argument is missing is left out.
+    pub query: Option<BTreeMap<String, String>>,
+    /// Of `type: http`: headers of the request besides the service's; read at each call.
+    pub headers: Option<BTreeMap<String, RawSecretText>>,
+    /// Of `type: http`: a JSON body in whose texts arguments stand. `"{name}"` alone becomes the argument's value, whatever its type.
+    pub body: Option<RawObject>,
+    /// Of `type: http`: the JSON Schema of the arguments. Default: a text for each, of which those in the address are required.
+    pub input_schema: Option<RawObject>,
+    /// Of `type: http`: a JSON pointer to what is given of the answer. Default: all of it.
+    pub result: Option<String>,
     /// Arguments are checked against the tool's `inputSchema`, once a list has shown it. Default: `validate_arguments` of the service.
     pub validate_arguments: Option<bool>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum RawMethod {
+    Get,
+    Head,
+    Post,
+    Put,
+    Patch,
+    Delete,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]

@@ -80,6 +80,24 @@ scalar!(
     RawRate(Rate), "rate", {"type": "string", "format": "rate", "pattern": "^[0-9]+/(s|m|h)$"}, units::parse_rate
 );
 
+/// Any JSON object.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct RawObject(pub serde_json::Map<String, serde_json::Value>);
+
+impl JsonSchema for RawObject {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "RawObject".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "object", "additionalProperties": {}})
+    }
+}
+
 /// The name or the number of a user or a group of the system.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(untagged)]

@@ -67,6 +67,7 @@ impl Client {
             recorder,
             leaks: crate::mcp::testing::leaks(),
             answers: crate::mcp::testing::answers(),
+            local: crate::mcp::testing::no_local(),
         };
         let (near, far) = UnixStream::pair().unwrap();
         let (reader, writer) = far.into_split();

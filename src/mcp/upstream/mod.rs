@@ -1,6 +1,7 @@
-//! What a session sends its messages to: a child of its own (`stdio`) or an HTTP session of its own (`http`).
+//! What a session sends its messages to: a child of its own (`stdio`), an HTTP session of its own (`http`), or a service of this process
+//! (`local`).
 //!
-//! Both kinds take `Outgoing` messages in order, hold them while they are not ready, and give lines back. An upstream knows the ids
+//! All kinds take `Outgoing` messages in order, hold them while they are not ready, and give lines back. An upstream knows the ids
 //! that it has not answered yet and hands its `Inheritance` over to a successor, so that a session survives a crash, a rotation and a
 //! change of settings. It must not audit, and never sees the client.
 
@@ -10,6 +11,7 @@ pub mod exchange;
 pub mod headers;
 pub mod http;
 pub mod link;
+pub mod local;
 pub mod older;
 pub mod outgoing;
 pub mod process;
@@ -23,6 +25,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use self::http::HttpUpstream;
+use self::local::LocalUpstream;
 use self::outgoing::Outgoing;
 use self::replay::Replay;
 use self::stdio::StdioUpstream;
@@ -33,7 +36,7 @@ use super::message::IdKey;
 use super::protocol::code;
 use super::service::Service;
 use super::settings::{HttpTransport, Limits, OnRotate, ServiceSettings, UpstreamSettings};
-use crate::ports::{SecretControl, SecretReader};
+use crate::ports::{LocalServer, SecretControl, SecretReader};
 
 /// What every upstream needs to know of its surroundings.
 #[derive(Clone)]
@@ -45,11 +48,14 @@ pub struct Surroundings {
     pub limits: Limits,
     pub recorder: Arc<Recorder>,
     pub answers: Arc<Answers>,
+    /// The services that this process serves itself.
+    pub local: Arc<dyn LocalServer>,
 }
 
 pub enum Upstream {
     Stdio(Box<StdioUpstream>),
     Http(Box<HttpUpstream>),
+    Local(Box<LocalUpstream>),
 }
 
 /// What has happened on the upstream's side.
@@ -117,6 +123,7 @@ impl Upstream {
             UpstreamSettings::Http(_) => {
                 Self::Http(Box::new(HttpUpstream::new(surroundings.clone(), settings.clone())))
             }
+            UpstreamSettings::Local(_) => Self::Local(Box::new(LocalUpstream::new(surroundings.clone()))),
         }
     }
 
@@ -130,6 +137,7 @@ impl Upstream {
         match self {
             Self::Stdio(upstream) => upstream.begin(inheritance),
             Self::Http(upstream) => upstream.begin(inheritance),
+            Self::Local(upstream) => upstream.begin(inheritance),
         }
     }
 
@@ -138,6 +146,7 @@ impl Upstream {
         match self {
             Self::Stdio(upstream) => upstream.send(message),
             Self::Http(upstream) => upstream.send(message),
+            Self::Local(upstream) => upstream.send(message),
         }
     }
 
@@ -146,6 +155,7 @@ impl Upstream {
         match self {
             Self::Stdio(upstream) => upstream.event(read).await,
             Self::Http(upstream) => upstream.event(read).await,
+            Self::Local(upstream) => upstream.event(read).await,
         }
     }
 
@@ -153,6 +163,7 @@ impl Upstream {
         match self {
             Self::Stdio(upstream) => upstream.next_line(),
             Self::Http(upstream) => upstream.next_line(),
+            Self::Local(upstream) => upstream.next_line(),
         }
     }
 
@@ -161,6 +172,7 @@ impl Upstream {
         match self {
             Self::Stdio(upstream) => upstream.answered(key, result),
             Self::Http(upstream) => upstream.answered(key, result),
+            Self::Local(upstream) => upstream.answered(key, result),
         }
     }
 
@@ -169,6 +181,7 @@ impl Upstream {
         match self {
             Self::Stdio(upstream) => upstream.cancel(key, notice),
             Self::Http(upstream) => upstream.cancel(key, notice),
+            Self::Local(upstream) => upstream.cancel(key),
         }
     }
 
@@ -184,13 +197,15 @@ impl Upstream {
                 upstream.rotated();
                 Rotated::Followed
             }
+            // Secrets are read at each request.
+            Self::Local(_) => Rotated::Followed,
         }
     }
 
     pub fn as_stdio(&mut self) -> Option<&mut StdioUpstream> {
         match self {
             Self::Stdio(upstream) => Some(upstream),
-            Self::Http(_) => None,
+            Self::Http(_) | Self::Local(_) => None,
         }
     }
 
@@ -198,7 +213,7 @@ impl Upstream {
     pub fn has(&self, key: &IdKey) -> bool {
         match self {
             Self::Stdio(upstream) => upstream.has(key),
-            Self::Http(_) => false,
+            Self::Http(_) | Self::Local(_) => false,
         }
     }
 
@@ -207,6 +222,7 @@ impl Upstream {
         match self {
             Self::Stdio(upstream) => upstream.is_drained(),
             Self::Http(upstream) => upstream.is_drained(),
+            Self::Local(upstream) => upstream.is_drained(),
         }
     }
 
@@ -215,6 +231,7 @@ impl Upstream {
         match self {
             Self::Stdio(upstream) => upstream.has_room(),
             Self::Http(upstream) => upstream.has_room(),
+            Self::Local(upstream) => upstream.has_room(),
         }
     }
 
@@ -223,6 +240,7 @@ impl Upstream {
         match self {
             Self::Stdio(upstream) => upstream.versions_for(key),
             Self::Http(upstream) => upstream.versions_for(key),
+            Self::Local(upstream) => upstream.versions_for(key),
         }
     }
 
@@ -231,6 +249,7 @@ impl Upstream {
         match self {
             Self::Stdio(upstream) => upstream.bequeath(),
             Self::Http(upstream) => upstream.bequeath(),
+            Self::Local(upstream) => upstream.bequeath(),
         }
     }
 
@@ -239,6 +258,7 @@ impl Upstream {
         match self {
             Self::Stdio(upstream) => upstream.close().await,
             Self::Http(upstream) => upstream.close().await,
+            Self::Local(upstream) => drop(upstream),
         }
     }
 }

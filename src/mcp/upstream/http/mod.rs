@@ -410,7 +410,9 @@ impl HttpUpstream {
         match &self.settings.upstream {
             UpstreamSettings::Http(http) => http,
             // `Upstream::new` makes this kind for HTTP settings only.
-            UpstreamSettings::Stdio(_) => unreachable!("an HTTP upstream with stdio settings"),
+            UpstreamSettings::Stdio(_) | UpstreamSettings::Local(_) => {
+                unreachable!("an HTTP upstream with other settings")
+            }
         }
     }
 }

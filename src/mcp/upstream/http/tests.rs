@@ -158,6 +158,7 @@ impl Rig {
             recorder,
             leaks: crate::mcp::testing::leaks(),
             answers: crate::mcp::testing::answers(),
+            local: crate::mcp::testing::no_local(),
         };
         let log = Arc::default();
         let mut server = JoinSet::new();

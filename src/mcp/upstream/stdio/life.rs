@@ -30,6 +30,8 @@ impl StdioUpstream {
             UpstreamSettings::Http(http) => Connection::open(&self.around, self.settings.clone(), http)
                 .map(|connection| (connection.versions.clone(), Link::Older(Box::new(connection))))
                 .map_err(|error| Failure::new(&service.name, "credential_unavailable", error)),
+            // `Upstream::new` makes this kind for what has bytes on the other side only.
+            UpstreamSettings::Local(_) => unreachable!("a stdio upstream with the settings of a local one"),
         };
         match opened {
             Ok((versions, link)) => {

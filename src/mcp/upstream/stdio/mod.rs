@@ -222,7 +222,7 @@ impl StdioUpstream {
         match &self.settings.upstream {
             UpstreamSettings::Stdio(stdio) => stdio.on_rotate,
             // Another connection costs nothing.
-            UpstreamSettings::Http(_) => OnRotate::Swap,
+            UpstreamSettings::Http(_) | UpstreamSettings::Local(_) => OnRotate::Swap,
         }
     }
 
