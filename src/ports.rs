@@ -72,6 +72,11 @@ pub trait Redactor: Send + Sync {
     /// What was replaced since the process started.
     fn counts(&self) -> Vec<RedactedCount>;
 
+    /// Whether `redact` would leave it as it is. Counts nothing.
+    fn is_clean(&self, bytes: &[u8]) -> bool {
+        matches!(self.redact(bytes), Cow::Borrowed(_))
+    }
+
     /// As `redact`, for a text that stays one.
     fn redact_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
         match self.redact(text.as_bytes()) {

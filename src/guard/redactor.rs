@@ -96,6 +96,10 @@ impl Redactor for SecretRedactor {
         Cow::Owned(out)
     }
 
+    fn is_clean(&self, bytes: &[u8]) -> bool {
+        self.guard.find(bytes).is_empty() && self.patterns.load().find(bytes).is_empty()
+    }
+
     fn counts(&self) -> Vec<RedactedCount> {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = |((kind, name), count): (&(RedactedKind, Arc<str>), &u64)| RedactedCount {

@@ -8,6 +8,7 @@
 pub mod audit;
 mod civil;
 mod error;
+mod lines;
 mod log;
 mod log_file;
 mod metrics;
