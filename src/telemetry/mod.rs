@@ -8,6 +8,7 @@
 pub mod audit;
 mod civil;
 mod error;
+mod intake;
 mod lines;
 mod log;
 mod log_file;
@@ -19,8 +20,10 @@ mod reader;
 mod redact;
 pub mod rolling;
 pub mod settings;
+mod sources;
 pub mod spool;
 mod tallies;
+mod tail;
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};

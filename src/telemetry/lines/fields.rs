@@ -7,7 +7,7 @@ use crate::ports::Redactor;
 
 use super::batch::ATTRIBUTES;
 use super::proto::value;
-use super::rules::{Content, Role, Rules};
+use super::rules::{Content, Pattern, Role, Rules};
 use super::{json, logfmt, severity, time};
 
 /// What was found in one line.
@@ -154,7 +154,7 @@ impl Fields {
     }
 }
 
-fn first_group<'t>(pattern: &regex::bytes::Regex, line: &'t str) -> Option<&'t str> {
+fn first_group<'t>(pattern: &Pattern, line: &'t str) -> Option<&'t str> {
     let found = pattern.captures(line.as_bytes())?;
     let range = found.get(1).or_else(|| found.get(0))?.range();
     line.get(range)

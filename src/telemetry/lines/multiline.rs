@@ -3,13 +3,13 @@
 //! Both decide with what they have seen and the next line alone. Of an exception's shape nothing is asked but that its lines can be told
 //! from others; a line in front of it that announces it (an error's line, or one that ends in a colon) is joined too.
 
-use regex::bytes::Regex;
+use super::rules::Pattern;
 
 /// How lines become records.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Multiline {
     /// A line that fits begins a record.
-    Start(Regex),
+    Start(Pattern),
     Exceptions(Vec<Language>),
 }
 
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_pattern_begins_records() {
-        let rule = Multiline::Start(Regex::new(r"^\d{4}-").unwrap());
+        let rule = Multiline::Start(Pattern::new(r"^\d{4}-").unwrap());
         let found = records(&rule, "2026-01 one\n more\n\n2026-02 two\nthree");
         assert_eq!(found, ["2026-01 one\n more\n", "2026-02 two\nthree"]);
     }

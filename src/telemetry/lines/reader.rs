@@ -38,6 +38,8 @@ pub enum End {
     Open,
     /// No larger chunk can be had: what waits is complete.
     Full,
+    /// Nothing for a while: lines that wait for others are complete, a line that does not end is not.
+    Quiet,
     /// Nothing for now: what is there is complete.
     Closed,
 }
@@ -73,6 +75,8 @@ pub struct LineReader {
     attributes: Vec<u8>,
     body: String,
     groups: [Group; STREAMS],
+    /// A chunk had a secret in it since the last `wipe`.
+    saw_secret: bool,
 }
 
 /// Lines of one stream that may go on.
@@ -107,7 +111,8 @@ impl LineReader {
     pub fn read(&mut self, chunk: Placed<'_>, cursor: &mut Cursor, work: &mut Work<'_>) -> usize {
         let Placed { bytes, position, end } = chunk;
         let is_clean = !cursor.in_key && work.redactor.is_clean(bytes);
-        let mut at = 0;
+        self.saw_secret |= !is_clean;
+        let (mut at, mut is_all) = (0, true);
         while at < bytes.len() && work.batch.bytes() < work.most_bytes {
             let rest = &bytes[at..];
             let newline = memchr::memchr(b'\n', rest);
@@ -122,6 +127,7 @@ impl LineReader {
                 None => rest.len() >= work.rules.longest_read(),
             };
             if !is_whole {
+                is_all = end == End::Quiet;
                 break;
             }
             let length = newline.unwrap_or(rest.len());
@@ -131,16 +137,25 @@ impl LineReader {
             self.line(&rest[..length], (start, stop), is_clean, cursor, work);
             at = next;
         }
-        self.finish(at, &chunk, cursor, work)
+        is_all &= work.batch.bytes() < work.most_bytes || at == bytes.len();
+        self.finish(at, is_all, &chunk, cursor, work)
     }
 
     /// What waits is given, or waits on: then the chunk is done with up to its beginning.
-    fn finish(&mut self, at: usize, chunk: &Placed<'_>, cursor: &mut Cursor, work: &mut Work<'_>) -> usize {
+    fn finish(
+        &mut self,
+        at: usize,
+        is_all: bool,
+        chunk: &Placed<'_>,
+        cursor: &mut Cursor,
+        work: &mut Work<'_>,
+    ) -> usize {
         let waits =
             |groups: &[Group; STREAMS]| groups.iter().filter(|group| group.is_open).map(|group| group.start).min();
-        let is_all = at == chunk.bytes.len();
         let Some(first) = waits(&self.groups) else { return at };
-        if (chunk.end == End::Closed && is_all) || (first == chunk.position && chunk.end == End::Full) {
+        if (matches!(chunk.end, End::Closed | End::Quiet) && is_all)
+            || (first == chunk.position && chunk.end == End::Full)
+        {
             (0..STREAMS).for_each(|stream| self.flush(stream, cursor, work));
             return at;
         }
@@ -257,14 +272,18 @@ impl LineReader {
         });
     }
 
-    /// What a chunk with a secret in it may have left here.
-    pub fn wipe(&mut self) {
+    /// Wipes what a chunk with a secret in it may have left here. Whether there was one.
+    pub fn wipe(&mut self) -> bool {
+        if !std::mem::take(&mut self.saw_secret) {
+            return false;
+        }
         self.fields.wipe();
         self.attributes.zeroize();
         self.body.zeroize();
         for group in &mut self.groups {
             group.text.zeroize();
         }
+        true
     }
 }
 

@@ -1,6 +1,8 @@
 //! What a source's lines are and what is made of them: format, keys, limits. Checked settings, made once for a source.
 
-use regex::bytes::Regex;
+use std::ops::Deref;
+
+use regex::bytes::{Regex, RegexBuilder};
 
 use super::multiline::Multiline;
 use super::severity::Names;
@@ -25,7 +27,37 @@ pub enum Content {
     Logfmt,
 }
 
+/// A regular expression over bytes, without Unicode classes.
 #[derive(Debug, Clone)]
+pub struct Pattern(Regex);
+
+impl Pattern {
+    /// The reason why not, in words.
+    pub fn new(text: &str) -> Result<Self, String> {
+        let regex = RegexBuilder::new(text).unicode(false).size_limit(LARGEST).dfa_size_limit(LARGEST).build();
+        // The last line says what is wrong; those before quote the expression.
+        let reason = |error: regex::Error| {
+            error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
+        };
+        regex.map(Self).map_err(reason)
+    }
+}
+
+impl Deref for Pattern {
+    type Target = Regex;
+
+    fn deref(&self) -> &Regex {
+        &self.0
+    }
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
 pub struct Rules {
     pub wrapping: Wrapping,
     pub content: Content,
@@ -38,19 +70,19 @@ pub struct Rules {
     pub max_line_bytes: usize,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct TimeRule {
     /// Of JSON and logfmt.
     pub keys: Vec<String>,
     pub format: TimeFormat,
     /// Of plain lines: its first group, or all of it, is the time.
-    pub pattern: Option<Regex>,
+    pub pattern: Option<Pattern>,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct SeverityRule {
     pub keys: Vec<String>,
-    pub pattern: Option<Regex>,
+    pub pattern: Option<Pattern>,
     pub names: Names,
 }
 
@@ -99,6 +131,8 @@ impl Default for Rules {
     }
 }
 
+/// Of a compiled expression, in bytes.
+const LARGEST: usize = 512 * 1024;
 pub const DEFAULT_MAX_LINE: usize = 64 * 1024;
 const TIME_KEYS: [&str; 6] = ["time", "timestamp", "ts", "@timestamp", "datetime", "t"];
 const SEVERITY_KEYS: [&str; 7] = ["level", "severity", "lvl", "log.level", "levelname", "loglevel", "severity_text"];

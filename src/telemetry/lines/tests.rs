@@ -6,11 +6,10 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use proptest::prelude::*;
 use prost::Message;
-use regex::bytes::Regex;
 
 use super::batch::{LogBatch, Owner};
 use super::multiline::{Language, Multiline};
-use super::rules::{Content, Rules, Wrapping};
+use super::rules::{Content, Pattern, Rules, Wrapping};
 use super::{Cursor, End, LineReader, Placed, Work};
 use crate::guard::{Guard, SecretRedactor, Settings};
 use crate::ports::{Redactor, SecretObserver};
@@ -81,8 +80,8 @@ fn rules(content: Content) -> Rules {
 #[test]
 fn plain_lines_are_records_with_times_and_severities_where_a_pattern_finds_them() {
     let mut rules = rules(Content::Plain);
-    rules.time.pattern = Some(Regex::new(r"^(\S+ \S+)").unwrap());
-    rules.severity.pattern = Some(Regex::new(r"\b(INFO|ERROR)\b").unwrap());
+    rules.time.pattern = Some(Pattern::new(r"^(\S+ \S+)").unwrap());
+    rules.severity.pattern = Some(Pattern::new(r"\b(INFO|ERROR)\b").unwrap());
     let found = read("2026-11-26 23:17:33,5 INFO up\r\n\n\0\0\0no time\nlast", &rules);
     assert_eq!(bodies(&found), ["2026-11-26 23:17:33,5 INFO up", "no time", "last"]);
     assert_eq!((found[0].severity_number, found[0].severity_text.as_str()), (9, "INFO"));
@@ -211,7 +210,7 @@ fn any_rules() -> impl Strategy<Value = Rules> {
     let content = prop_oneof![Just(Content::Plain), Just(Content::Json), Just(Content::Logfmt)];
     let multiline = prop_oneof![
         Just(None),
-        Just(Some(Multiline::Start(Regex::new("^[a-f]").unwrap()))),
+        Just(Some(Multiline::Start(Pattern::new("^[a-f]").unwrap()))),
         Just(Some(Multiline::Exceptions(Language::ALL.to_vec())))
     ];
     (wrapping, content, multiline, 8_usize..200).prop_map(|(wrapping, content, multiline, max_line_bytes)| Rules {

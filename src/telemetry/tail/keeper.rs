@@ -1,0 +1,529 @@
+//! The table of files: which are followed, which were, and what becomes of each when it is renamed, cut short or copied.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::follow::{Followed, State, Step, Tools};
+use super::glob::Seen;
+use super::position::{HEAD, Key, Likeness, Position, Print, TAIL, key_of, source_name};
+use super::read::{Source, key_at, leads_to};
+use super::rotated::{self, are_related, is_gzip};
+use super::settings::{FileSet, StartAt};
+use super::watch::real_folder;
+use crate::telemetry::intake::{Entry, Intake, Kind};
+use crate::telemetry::lines::batch::{ATTRIBUTES, Owner};
+use crate::telemetry::lines::proto::value;
+use crate::telemetry::sources::kubernetes;
+
+pub struct Keeper {
+    sets: Vec<Arc<FileSet>>,
+    resource: BTreeMap<String, String>,
+    files: BTreeMap<Key, Followed>,
+    /// Files that were followed, by this process or one before it, the oldest first.
+    past: VecDeque<(Key, Past)>,
+    /// What was cut short, and of which no copy was found yet.
+    wanted: Vec<Wanted>,
+    /// To be forgotten in the spool.
+    forgotten: Vec<Key>,
+    /// Told in the spool before anything else, as their old place there may be written over.
+    to_note: Vec<Key>,
+    by_path: BTreeMap<PathBuf, Key>,
+    next: usize,
+    is_first: bool,
+    /// Some file could not be told yet from a copy.
+    pub has_deferred: bool,
+    rotations: u64,
+}
+
+struct Past {
+    position: Position,
+    path: PathBuf,
+    /// The size when it was done, of a file to which nothing is added.
+    finished: Option<u64>,
+}
+
+struct Wanted {
+    key: Key,
+    position: Position,
+    path: PathBuf,
+    set: Arc<FileSet>,
+    since: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    Rest,
+    More,
+    Blocked,
+}
+
+impl Keeper {
+    pub fn new(sets: Vec<Arc<FileSet>>, resource: BTreeMap<String, String>, intake: &dyn Intake) -> Self {
+        let known = intake.checkpoints();
+        let past = known.iter().filter_map(|(source, position)| {
+            let (position, path) = Position::decode(position)?;
+            Some((key_of(source)?, Past { position, path, finished: None }))
+        });
+        Self {
+            sets,
+            resource,
+            files: BTreeMap::new(),
+            past: past.collect(),
+            wanted: Vec::new(),
+            forgotten: Vec::new(),
+            to_note: Vec::new(),
+            by_path: BTreeMap::new(),
+            next: 0,
+            is_first: true,
+            has_deferred: false,
+            rotations: 0,
+        }
+    }
+
+    /// Looks for files. The folders in which something may happen.
+    pub fn scan(&mut self, now: Instant) -> Vec<PathBuf> {
+        if self.is_first {
+            self.catch_up(now);
+        }
+        self.has_deferred = false;
+        self.look_for_wanted(now);
+        let (mut folders, mut seen_keys) = (Vec::new(), BTreeSet::new());
+        self.by_path.clear();
+        for set in self.sets.clone() {
+            let mut seen = Seen::default();
+            set.include.iter().for_each(|pattern| pattern.look(&mut seen));
+            folders.append(&mut seen.folders);
+            for path in seen.files.into_iter().filter(|path| !set.excludes(path)) {
+                let Some(key) = self.discover(&path, &set, now) else { continue };
+                if seen_keys.insert(key) {
+                    if let Some(real) = path.canonicalize().ok().filter(|real| *real != path) {
+                        folders.extend(real.parent().map(Path::to_owned));
+                        self.by_path.insert(real, key);
+                    }
+                    self.by_path.insert(path, key);
+                }
+            }
+        }
+        for (key, file) in &mut self.files {
+            match (file.state, seen_keys.contains(key)) {
+                (State::Live, false) => file.state = State::Moved(now),
+                (State::Moved(_), true) => file.state = State::Live,
+                _ => {}
+            }
+        }
+        folders.extend(self.files.values().filter_map(|file| real_folder(&file.path)));
+        folders.sort();
+        folders.dedup();
+        self.is_first = false;
+        folders
+    }
+
+    /// What was read by a process before this one, and is elsewhere now.
+    fn catch_up(&mut self, now: Instant) {
+        let known: Vec<_> =
+            self.past.iter().map(|(key, past)| (*key, past.position.clone(), past.path.clone())).collect();
+        for (key, position, path) in known {
+            let is_there = std::fs::metadata(&path).is_ok_and(|meta| key_at(&meta) == key);
+            if is_there || self.files.contains_key(&key) {
+                continue;
+            }
+            if let Some(set) = self.set_of(&path)
+                && self.recover(key, &position, &path, &set, now)
+                && !self.files.contains_key(&key)
+            {
+                // Whatever has its contents now is known by itself.
+                self.past.retain(|(known, _)| *known != key);
+                self.forgotten.push(key);
+            }
+        }
+    }
+
+    fn set_of(&self, path: &Path) -> Option<Arc<FileSet>> {
+        self.sets.iter().find(|set| set.takes(path)).cloned()
+    }
+
+    /// Follows the file, if it is not followed yet. Its key.
+    fn discover(&mut self, path: &Path, set: &Arc<FileSet>, now: Instant) -> Option<Key> {
+        let meta = std::fs::metadata(path).ok()?;
+        let key = key_at(&meta);
+        if let Some(file) = self.files.get_mut(&key) {
+            if file.path != path && !leads_to(&file.path, key) {
+                path.clone_into(&mut file.path);
+            }
+            return Some(key);
+        }
+        if self.files.len() >= MOST_FILES {
+            return None;
+        }
+        let past = self.past.iter().position(|(known, _)| *known == key);
+        if past.is_some_and(|at| self.past[at].1.finished == Some(meta.len())) {
+            return None;
+        }
+        if let Some((_, past)) = past.and_then(|at| self.past.remove(at)) {
+            self.resume(key, path, &past.position, set, now);
+            return Some(key);
+        }
+        if self.is_undecided(path, &meta) {
+            self.has_deferred = true;
+            return None;
+        }
+        match self.original_of(path) {
+            Some((original, _, true)) => self.follow(path, Position::default(), set, State::CopyOf(original), now),
+            Some((_, position, false)) => {
+                let state = if is_gzip(path) { State::Finished } else { State::Live };
+                self.follow(path, position, set, state, now)
+            }
+            None => self.begin(path, set, now),
+        }
+    }
+
+    /// A file that was followed before is there again, or another one in its place.
+    fn resume(&mut self, key: Key, path: &Path, position: &Position, set: &Arc<FileSet>, now: Instant) {
+        let state = if is_gzip(path) { State::Finished } else { State::Live };
+        if position.offset == 0 || matches!(rotated::likeness(path, position), Ok(Likeness::Same)) {
+            self.follow(path, position.clone(), set, state, now);
+            return;
+        }
+        self.recover(key, position, path, set, now);
+        self.follow(path, position.next_generation(), set, state, now);
+    }
+
+    /// It may be a copy that is just being made: there is too little of it yet to tell.
+    fn is_undecided(&self, path: &Path, meta: &std::fs::Metadata) -> bool {
+        let age = meta.modified().ok().and_then(|time| time.elapsed().ok()).unwrap_or(DECIDED_AFTER);
+        age < DECIDED_AFTER
+            && self.files.values().any(|file| {
+                are_related(&file.path, path)
+                    && file.position.offset > 0
+                    && matches!(rotated::likeness(path, &file.position), Ok(Likeness::Unknown))
+            })
+    }
+
+    /// The file of which this one is a copy: one that is followed (`true`), or one that is over.
+    fn original_of(&self, path: &Path) -> Option<(Key, Position, bool)> {
+        let like = |position: &Position| rotated::likeness(path, position).unwrap_or(Likeness::Other);
+        for (key, file) in &self.files {
+            if are_related(&file.path, path) && !file.source.is_packed() {
+                match like(&file.position) {
+                    Likeness::Same => return Some((*key, file.position.clone(), true)),
+                    // It may not be complete yet.
+                    Likeness::Shorter if !is_gzip(path) => return Some((*key, file.position.clone(), true)),
+                    _ => {}
+                }
+            }
+        }
+        let past = self
+            .past
+            .iter()
+            .rev()
+            .find(|(_, past)| are_related(&past.path, path) && like(&past.position) == Likeness::Same)?;
+        Some((past.0, past.1.position.clone(), false))
+    }
+
+    /// A file that nobody knows.
+    fn begin(&mut self, path: &Path, set: &Arc<FileSet>, now: Instant) -> Option<Key> {
+        let state = if is_gzip(path) { State::Finished } else { State::Live };
+        if !self.is_first || set.start_at == StartAt::Beginning {
+            return self.follow(path, Position::default(), set, state, now);
+        }
+        if is_gzip(path) {
+            let meta = std::fs::metadata(path).ok()?;
+            let past = Past { position: Position::default(), path: path.to_owned(), finished: Some(meta.len()) };
+            self.keep_past(key_at(&meta), past);
+            return None;
+        }
+        match at_end(path) {
+            Ok(position) => self.follow(path, position, set, state, now),
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "a log file cannot be read");
+                None
+            }
+        }
+    }
+
+    fn follow(
+        &mut self,
+        path: &Path,
+        position: Position,
+        set: &Arc<FileSet>,
+        state: State,
+        now: Instant,
+    ) -> Option<Key> {
+        let (source, key) = match Source::open(path) {
+            Ok(opened) => opened,
+            Err(error) => {
+                tracing::debug!(%error, path = %path.display(), "a log file cannot be opened");
+                return None;
+            }
+        };
+        let resource = self.resource_of(path, set);
+        let attributes = resource.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let end = position.offset;
+        let file = Followed {
+            path: path.to_owned(),
+            key,
+            source,
+            position,
+            owner: Owner::new(attributes, "mcpeg.files"),
+            constant: constant_attributes(path, set),
+            set: set.clone(),
+            state,
+            is_due: true,
+            end,
+            grew: now,
+            failed: None,
+        };
+        tracing::debug!(path = %path.display(), from = end, ?state, "a log file is followed");
+        self.files.insert(key, file);
+        Some(key)
+    }
+
+    fn resource_of(&self, path: &Path, set: &FileSet) -> BTreeMap<String, String> {
+        let mut resource = self.resource.clone();
+        let real = path.canonicalize();
+        let of_path = kubernetes::of_path(path).or_else(|| kubernetes::of_path(real.as_deref().ok()?));
+        resource.extend(of_path.unwrap_or_default());
+        resource.extend(set.resource.clone());
+        resource
+    }
+
+    /// Reads what is left of a file that was cut short or moved away, from what a rotation made of it. Whether anything was found.
+    fn recover(&mut self, key: Key, old: &Position, path: &Path, set: &Arc<FileSet>, now: Instant) -> bool {
+        if old.offset == 0 {
+            return true;
+        }
+        let candidates = rotated::beside(path);
+        let mut found = None;
+        for (at, candidate) in candidates.iter().enumerate() {
+            let is_free = self.files.get(&candidate.key).is_none_or(|file| file.state == State::CopyOf(key));
+            let is_itself = candidate.key == key;
+            // It was read as this one's copy already.
+            let is_past = !is_itself
+                && self.past.iter().any(|(known, past)| *known == candidate.key && past.position.id == old.id);
+            let like = if is_free {
+                rotated::likeness(&candidate.path, old).unwrap_or(Likeness::Other)
+            } else {
+                Likeness::Other
+            };
+            match like {
+                Likeness::Same if is_past => found = Some(at),
+                Likeness::Same => {
+                    self.files.remove(&candidate.key);
+                    let state = if is_itself { State::Moved(now) } else { State::Finished };
+                    if self.follow(&candidate.path, old.clone(), set, state, now).is_some() {
+                        self.to_note.push(candidate.key);
+                    }
+                    found = Some(at);
+                }
+                // The copy was made before the last of it was read.
+                Likeness::Shorter if !is_itself && found.is_none() => {
+                    self.files.remove(&candidate.key);
+                    let past = Past {
+                        position: old.clone(),
+                        path: candidate.path.clone(),
+                        finished: size_of(&candidate.path),
+                    };
+                    self.keep_past(candidate.key, past);
+                    found = Some(at);
+                }
+                _ => {}
+            }
+        }
+        // Rotations after that one, which nobody has seen as they were made.
+        for newer in found.map(|at| &candidates[at + 1..]).unwrap_or_default() {
+            let is_known =
+                self.files.contains_key(&newer.key) || self.past.iter().any(|(known, _)| *known == newer.key);
+            if is_known || newer.modified <= candidates[found.unwrap_or(0)].modified {
+                continue;
+            }
+            match self.original_of(&newer.path) {
+                Some((_, _, true)) => {}
+                Some((_, position, false)) => _ = self.follow(&newer.path, position, set, State::Finished, now),
+                None => _ = self.follow(&newer.path, Position::default(), set, State::Finished, now),
+            }
+        }
+        found.is_some()
+    }
+
+    fn look_for_wanted(&mut self, now: Instant) {
+        for wanted in std::mem::take(&mut self.wanted) {
+            let Wanted { key, position, path, set, since } = wanted;
+            if !self.recover(key, &position, &path, &set, now) && now.duration_since(since) < WANTED_FOR {
+                self.wanted.push(Wanted { key, position, path, set, since });
+            }
+        }
+    }
+
+    /// One step of each file that may have something.
+    pub fn turn(&mut self, tools: &mut Tools, now: Instant, wall: u64) -> Turn {
+        if !self.note(tools) {
+            return Turn::Blocked;
+        }
+        let mut due: Vec<Key> = self.files.values().filter(|file| file.is_due).map(|file| file.key).collect();
+        // Whoever was last when the spool became full is first.
+        let from = self.next.min(due.len());
+        due.rotate_left(from);
+        let mut turn = Turn::Rest;
+        for (at, key) in due.iter().enumerate() {
+            let Some(file) = self.files.get_mut(key) else { continue };
+            match file.step(tools, now, wall) {
+                Step::Rest => file.is_due = false,
+                Step::More => turn = Turn::More,
+                Step::Blocked => {
+                    self.next = (from + at) % due.len();
+                    return Turn::Blocked;
+                }
+                Step::Done => self.finish(*key, now),
+                Step::Rewritten => {
+                    self.rewritten(*key, now);
+                    turn = Turn::More;
+                }
+                Step::Failed(error) => {
+                    file.is_due = false;
+                    if file.failed.replace(error.kind()) != Some(error.kind()) {
+                        tracing::warn!(%error, path = %file.path.display(), "a log file cannot be read");
+                    }
+                    if file.source.is_packed() && error.kind() != io::ErrorKind::UnexpectedEof {
+                        self.finish(*key, now);
+                    }
+                }
+            }
+        }
+        self.next = 0;
+        turn
+    }
+
+    /// Tells the spool what it has to know before more is read. `false`: it has no room.
+    fn note(&mut self, tools: &mut Tools) -> bool {
+        let append = |key: Key, position: &[u8]| {
+            let name = source_name(key);
+            let entry = Entry { kind: Kind::Logs, records: 0, body: &[], checkpoint: Some((&name, position)) };
+            tools.intake.append(entry).is_ok()
+        };
+        while let Some(key) = self.to_note.last().copied() {
+            let place = self.files.get(&key).map(|file| file.position.encode(&file.path));
+            if place.is_some_and(|place| !append(key, &place)) {
+                return false;
+            }
+            self.to_note.pop();
+        }
+        while let Some(key) = self.forgotten.last().copied() {
+            if !self.files.contains_key(&key) && !append(key, &[]) {
+                return false;
+            }
+            self.forgotten.pop();
+        }
+        true
+    }
+
+    /// The file was written anew in its place: what was there before is read from its copy, and the new one from its beginning.
+    fn rewritten(&mut self, key: Key, now: Instant) {
+        let Some(file) = self.files.get_mut(&key) else { return };
+        let (old, path, set) = (file.position.clone(), file.path.clone(), file.set.clone());
+        file.position = old.next_generation();
+        (file.end, file.grew, file.is_due) = (0, now, true);
+        self.rotations += 1;
+        tracing::info!(path = %path.display(), read = old.offset, "a log file was written anew");
+        if !self.recover(key, &old, &path, &set, now) {
+            tracing::debug!(path = %path.display(), "no copy of it was found yet");
+            self.wanted.push(Wanted { key, position: old, path, set, since: now });
+            self.wanted.truncate(MOST_WANTED);
+        }
+    }
+
+    /// All of the file was read, and nothing will come.
+    fn finish(&mut self, key: Key, now: Instant) {
+        let Some(file) = self.files.remove(&key) else { return };
+        tracing::debug!(path = %file.path.display(), read = file.position.offset, "a log file is done with");
+        let finished = (file.state == State::Finished).then(|| file.source.stat().map(|(size, _)| size).unwrap_or(0));
+        // A copy of it may have more than it had.
+        for copy in self.files.values_mut().filter(|copy| copy.state == State::CopyOf(key)) {
+            copy.position = file.position.clone();
+            copy.state = if copy.source.is_packed() { State::Finished } else { State::Live };
+            (copy.end, copy.grew, copy.is_due) = (copy.position.offset, now, true);
+        }
+        self.keep_past(key, Past { position: file.position, path: file.path, finished });
+    }
+
+    fn keep_past(&mut self, key: Key, past: Past) {
+        self.past.retain(|(known, _)| *known != key);
+        self.past.push_back((key, past));
+        if self.past.len() > MOST_PAST
+            && let Some((key, _)) = self.past.pop_front()
+        {
+            self.forgotten.push(key);
+        }
+    }
+
+    pub fn all_are_due(&mut self) {
+        self.files.values_mut().for_each(|file| file.is_due = true);
+    }
+
+    /// The file was written to. `true`: it is none of those that are followed, and may have to be.
+    pub fn is_due(&mut self, path: &Path) -> bool {
+        let key = self.by_path.get(path);
+        if let Some(file) = key.and_then(|key| self.files.get_mut(key)) {
+            file.is_due = true;
+            return false;
+        }
+        self.has_deferred && self.set_of(path).is_some()
+    }
+
+    /// A file of this name may be a copy that is just being made.
+    pub fn may_be_a_copy(&self, path: &Path) -> bool {
+        self.files.values().any(|file| file.state == State::Live && are_related(&file.path, path))
+    }
+
+    /// Files, bytes not read yet, files that cannot be read, and how often one was written anew.
+    pub fn figures(&self) -> (u64, u64, u64, u64) {
+        let lag = self.files.values().map(Followed::lag).sum();
+        let failing = self.files.values().filter(|file| file.failed.is_some()).count() as u64;
+        (self.files.len() as u64, lag, failing, self.rotations)
+    }
+}
+
+/// The position behind all that is there. What follows the last end of a line began before, and is left out.
+fn at_end(path: &Path) -> io::Result<Position> {
+    use super::position::Contents;
+    let (source, key) = Source::open(path)?;
+    let Source::Plain(file) = source else { return Ok(Position::default()) };
+    let size = file.metadata()?.len();
+    let mut position = Position::default();
+    let (mut head, mut tail) = ([0; HEAD], [0; TAIL]);
+    let count = file.read_at(&mut head, 0)?;
+    let before = size.min(TAIL as u64);
+    // Of `TAIL` bytes at most.
+    let tail = &mut tail[..before as usize];
+    let read = file.read_at(tail, size - before)?;
+    if count == 0 || read < tail.len() {
+        return Ok(position);
+    }
+    position.identify(key, &head[..count]);
+    position.head = Print::of(&head[..count]);
+    position.advance(size, tail);
+    position.cursor.is_skipping = tail.last() != Some(&b'\n');
+    Ok(position)
+}
+
+fn constant_attributes(path: &Path, set: &FileSet) -> Vec<u8> {
+    let mut out = Vec::new();
+    value::text_pair(&mut out, ATTRIBUTES, "log.file.path", &path.to_string_lossy());
+    for (key, text) in &set.attributes {
+        value::text_pair(&mut out, ATTRIBUTES, key, text);
+    }
+    out
+}
+
+fn size_of(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|meta| meta.len())
+}
+
+/// Followed at a time; each is an open file.
+const MOST_FILES: usize = 768;
+const MOST_PAST: usize = 1024;
+const MOST_WANTED: usize = 64;
+const DECIDED_AFTER: Duration = Duration::from_secs(3);
+const WANTED_FOR: Duration = Duration::from_secs(60);

@@ -1,0 +1,207 @@
+//! Log files that are followed: found, read, and known again after a rename, a truncation, a copy or a restart.
+//!
+//! `glob` finds files, `watch` tells when something happens to them, `follow` is one file and a step of it, `read` its bytes, `position` how
+//! it is known again, `rotated` what a rotation made of it, `keeper` the table of all of them, and this the loop around it. All of it runs
+//! on one thread of its own, with one buffer, so that a hundred files cost no more memory than one.
+//!
+//! Invariants: a file that was opened is read to its end, whatever its name becomes; of a file that was cut short, what had not been read
+//! is read from its copy; when the spool is full nothing is read, and nothing lost.
+
+mod follow;
+mod glob;
+mod keeper;
+mod position;
+mod read;
+mod rotated;
+pub mod settings;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use follow::Tools;
+pub use glob::PathPattern;
+use keeper::{Keeper, Turn};
+use settings::FileSet;
+use watch::{Happening, Waker, Watch};
+
+use super::intake::Intake;
+use super::lines::LineReader;
+use super::lines::batch::LogBatch;
+use super::lines::rules::Rules;
+use crate::lifecycle::{Part, Readiness, Stage};
+use crate::ports::Redactor;
+
+/// What is counted of the files, and told to them.
+#[derive(Debug, Default)]
+pub struct TailState {
+    pub records: AtomicU64,
+    pub files: AtomicU64,
+    /// Bytes that are there and not read.
+    pub lag: AtomicU64,
+    /// Files that cannot be read.
+    pub failing: AtomicU64,
+    pub rotations: AtomicU64,
+    /// The spool is full, and nothing is read.
+    pub is_blocked: AtomicBool,
+    stop: AtomicBool,
+}
+
+/// What the tail is built of.
+pub struct Tail {
+    pub sets: Vec<FileSet>,
+    /// Of the resource of every file.
+    pub resource: BTreeMap<String, String>,
+    pub intake: Arc<dyn Intake>,
+    pub redactor: Arc<dyn Redactor>,
+    pub state: Arc<TailState>,
+}
+
+impl Tail {
+    /// The part that follows the files. When it is told to stop it reads what is there, within `LAST_LOOK`.
+    pub fn part(self) -> std::io::Result<Part> {
+        let waker = Waker::new()?;
+        let part = move |mut shutdown: crate::lifecycle::Shutdown| async move {
+            let (state, wake) = (self.state.clone(), waker.clone());
+            let mut thread = tokio::task::JoinSet::new();
+            thread.spawn_blocking(move || self.run(waker));
+            tokio::select! {
+                () = shutdown.requested() => {
+                    state.stop.store(true, Ordering::Relaxed);
+                    wake.wake();
+                }
+                ended = thread.join_next() => return Ok(ended.transpose().map(|_| ())?),
+            }
+            while let Some(ended) = thread.join_next().await {
+                ended?;
+            }
+            Ok(())
+        };
+        Ok(Part::new("log files", Stage::Workers, Readiness::immediate(), part))
+    }
+
+    fn run(self, waker: Waker) {
+        let Self { sets, resource, intake, redactor, state } = self;
+        let longest =
+            sets.iter().map(|set| set.rules.longest_read()).max().unwrap_or_else(|| Rules::default().longest_read());
+        let counted = state.clone();
+        let tools = Tools {
+            buffer: vec![0; position::TAIL + CHUNK.max(2 * longest)],
+            reader: LineReader::default(),
+            batch: LogBatch::default(),
+            intake: intake.clone(),
+            redactor,
+            on_records: Box::new(move |count| {
+                counted.records.fetch_add(count, Ordering::Relaxed);
+            }),
+        };
+        let keeper = Keeper::new(sets.into_iter().map(Arc::new).collect(), resource, &*intake);
+        Loop { keeper, tools, watch: Watch::new(waker), state, hot_until: None }.run();
+    }
+}
+
+struct Loop {
+    keeper: Keeper,
+    tools: Tools,
+    watch: Watch,
+    state: Arc<TailState>,
+    /// A copy is being made: read without a pause, so that the least is missing from it.
+    hot_until: Option<Instant>,
+}
+
+impl Loop {
+    fn run(mut self) {
+        self.scan();
+        let (mut scanned, mut looked) = (Instant::now(), Instant::now());
+        let mut happened = Vec::new();
+        while !self.state.stop.load(Ordering::Relaxed) {
+            let turn = self.turn();
+            let is_hot = self.hot_until.is_some_and(|until| Instant::now() < until);
+            let longest = match turn {
+                Turn::More => Duration::ZERO,
+                Turn::Blocked => BLOCKED_WAIT,
+                Turn::Rest if is_hot => Duration::ZERO,
+                Turn::Rest => LOOK_EVERY.saturating_sub(looked.elapsed()),
+            };
+            self.watch.wait(longest, &mut happened);
+            if turn == Turn::Rest && !is_hot && happened.iter().any(|one| matches!(one, Happening::Written(_))) {
+                // What is written in a moment is read together.
+                self.watch.wait(GATHER, &mut happened);
+            }
+            let scan_after = if self.keeper.has_deferred { LOOK_EVERY } else { SCAN_EVERY };
+            let mut rescan = scanned.elapsed() >= scan_after;
+            for one in happened.drain(..) {
+                rescan |= self.take_note(&one);
+            }
+            if rescan {
+                self.scan();
+                scanned = Instant::now();
+            }
+            if looked.elapsed() >= LOOK_EVERY || is_hot {
+                self.keeper.all_are_due();
+                looked = Instant::now();
+            }
+        }
+        self.last_look();
+    }
+
+    /// Whether the files have to be looked for again.
+    fn take_note(&mut self, happening: &Happening) -> bool {
+        match happening {
+            Happening::Written(path) => self.keeper.is_due(path),
+            Happening::Made(path) => {
+                if self.keeper.may_be_a_copy(path) {
+                    self.hot_until = Some(Instant::now() + HOT);
+                }
+                true
+            }
+            Happening::Moved | Happening::Missed => {
+                self.keeper.all_are_due();
+                true
+            }
+        }
+    }
+
+    fn turn(&mut self) -> Turn {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let turn = self.keeper.turn(&mut self.tools, Instant::now(), u64::try_from(wall).unwrap_or(u64::MAX));
+        self.state.is_blocked.store(turn == Turn::Blocked, Ordering::Relaxed);
+        self.tell();
+        turn
+    }
+
+    fn scan(&mut self) {
+        let folders = self.keeper.scan(Instant::now());
+        self.watch.set(&folders);
+        self.tell();
+    }
+
+    fn last_look(&mut self) {
+        let until = Instant::now() + LAST_LOOK;
+        self.scan();
+        self.keeper.all_are_due();
+        while Instant::now() < until && self.turn() == Turn::More {}
+    }
+
+    fn tell(&self) {
+        let (files, lag, failing, rotations) = self.keeper.figures();
+        self.state.files.store(files, Ordering::Relaxed);
+        self.state.lag.store(lag, Ordering::Relaxed);
+        self.state.failing.store(failing, Ordering::Relaxed);
+        self.state.rotations.store(rotations, Ordering::Relaxed);
+    }
+}
+
+/// Read at once.
+const CHUNK: usize = 256 * 1024;
+/// Files are looked at though nothing was told of them.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const SCAN_EVERY: Duration = Duration::from_secs(10);
+const GATHER: Duration = Duration::from_millis(20);
+const BLOCKED_WAIT: Duration = Duration::from_millis(100);
+const HOT: Duration = Duration::from_secs(2);
+const LAST_LOOK: Duration = Duration::from_secs(2);
