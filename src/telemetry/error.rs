@@ -22,4 +22,10 @@ pub enum TelemetryError {
     LoggingInstalled,
     #[error("{what} cannot change while mcpeg runs: restart it")]
     NeedsRestart { what: &'static str },
+    #[error("OTLP receiver at {address}: {cause}")]
+    Receiver { address: String, cause: io::Error },
+    #[error("{0}")]
+    Socket(#[from] crate::local_socket::SocketError),
+    #[error("{what}: {reason}")]
+    Source { what: &'static str, reason: String },
 }

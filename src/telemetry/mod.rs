@@ -17,6 +17,7 @@ mod otlp;
 mod process;
 mod prometheus;
 mod reader;
+mod receiver;
 mod redact;
 pub mod rolling;
 pub mod settings;

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::follow::{Followed, State, Step, Tools};
 use super::glob::Seen;
-use super::position::{HEAD, Key, Likeness, Position, Print, TAIL, key_of, source_name};
+use super::position::{HEAD, Key, Likeness, Position, Print, TAIL, file_clock, key_of, source_name};
 use super::read::{Source, key_at, leads_to};
-use super::rotated::{self, are_related, is_gzip};
+use super::rotated::{self, are_related, is_gzip, is_named_after};
 use super::settings::{FileSet, StartAt};
 use super::watch::real_folder;
 use crate::telemetry::intake::{Entry, Intake, Kind};
@@ -35,6 +35,8 @@ pub struct Keeper {
     is_first: bool,
     /// Some file could not be told yet from a copy.
     pub has_deferred: bool,
+    /// Every file that was there then has been seen; by the clock of the file system.
+    scanned_at: u64,
     rotations: u64,
 }
 
@@ -79,6 +81,7 @@ impl Keeper {
             next: 0,
             is_first: true,
             has_deferred: false,
+            scanned_at: 0,
             rotations: 0,
         }
     }
@@ -88,6 +91,7 @@ impl Keeper {
         if self.is_first {
             self.catch_up(now);
         }
+        let started = file_clock();
         self.has_deferred = false;
         self.look_for_wanted(now);
         let (mut folders, mut seen_keys) = (Vec::new(), BTreeSet::new());
@@ -117,6 +121,7 @@ impl Keeper {
         folders.extend(self.files.values().filter_map(|file| real_folder(&file.path)));
         folders.sort();
         folders.dedup();
+        self.scanned_at = started;
         self.is_first = false;
         folders
     }
@@ -162,33 +167,31 @@ impl Keeper {
         if past.is_some_and(|at| self.past[at].1.finished == Some(meta.len())) {
             return None;
         }
-        if let Some((_, past)) = past.and_then(|at| self.past.remove(at)) {
-            self.resume(key, path, &past.position, set, now);
-            return Some(key);
+        let past = past.map(|at| (self.past[at].1.position.clone(), self.past[at].1.path == path));
+        if let Some((known, _)) = &past
+            && (known.offset == 0 || matches!(rotated::likeness(path, known), Ok(Likeness::Same)))
+        {
+            return self.resume(path, known.clone(), set, now);
         }
         if self.is_undecided(path, &meta) {
             self.has_deferred = true;
             return None;
         }
-        match self.original_of(path) {
-            Some((original, _, true)) => self.follow(path, Position::default(), set, State::CopyOf(original), now),
-            Some((_, position, false)) => {
-                let state = if is_gzip(path) { State::Finished } else { State::Live };
-                self.follow(path, position, set, state, now)
+        match (self.original_of(path), past) {
+            (Some((original, _, true)), _) => self.follow(path, Position::default(), set, State::CopyOf(original), now),
+            (Some((_, position, false)), _) => self.resume(path, position, set, now),
+            // It was written anew while nobody looked. Under another name it is another file, which has got its inode.
+            (None, Some((known, true))) => {
+                self.recover(key, &known, path, set, now);
+                self.resume(path, known.next_generation(), set, now)
             }
-            None => self.begin(path, set, now),
+            (None, _) => self.begin(path, set, now),
         }
     }
 
-    /// A file that was followed before is there again, or another one in its place.
-    fn resume(&mut self, key: Key, path: &Path, position: &Position, set: &Arc<FileSet>, now: Instant) {
+    fn resume(&mut self, path: &Path, position: Position, set: &Arc<FileSet>, now: Instant) -> Option<Key> {
         let state = if is_gzip(path) { State::Finished } else { State::Live };
-        if position.offset == 0 || matches!(rotated::likeness(path, position), Ok(Likeness::Same)) {
-            self.follow(path, position.clone(), set, state, now);
-            return;
-        }
-        self.recover(key, position, path, set, now);
-        self.follow(path, position.next_generation(), set, state, now);
+        self.follow(path, position, set, state, now)
     }
 
     /// It may be a copy that is just being made: there is too little of it yet to tell.
@@ -196,7 +199,7 @@ impl Keeper {
         let age = meta.modified().ok().and_then(|time| time.elapsed().ok()).unwrap_or(DECIDED_AFTER);
         age < DECIDED_AFTER
             && self.files.values().any(|file| {
-                are_related(&file.path, path)
+                is_named_after(&file.path, path)
                     && file.position.offset > 0
                     && matches!(rotated::likeness(path, &file.position), Ok(Likeness::Unknown))
             })
@@ -206,7 +209,7 @@ impl Keeper {
     fn original_of(&self, path: &Path) -> Option<(Key, Position, bool)> {
         let like = |position: &Position| rotated::likeness(path, position).unwrap_or(Likeness::Other);
         for (key, file) in &self.files {
-            if are_related(&file.path, path) && !file.source.is_packed() {
+            if is_named_after(&file.path, path) && !file.source.is_packed() {
                 match like(&file.position) {
                     Likeness::Same => return Some((*key, file.position.clone(), true)),
                     // It may not be complete yet.
@@ -277,6 +280,7 @@ impl Keeper {
             failed: None,
         };
         tracing::debug!(path = %path.display(), from = end, ?state, "a log file is followed");
+        self.past.retain(|(known, _)| *known != key);
         self.files.insert(key, file);
         Some(key)
     }
@@ -296,6 +300,7 @@ impl Keeper {
             return true;
         }
         let candidates = rotated::beside(path);
+        let last_read = self.last_read_beside(path);
         let mut found = None;
         for (at, candidate) in candidates.iter().enumerate() {
             let is_free = self.files.get(&candidate.key).is_none_or(|file| file.state == State::CopyOf(key));
@@ -336,16 +341,29 @@ impl Keeper {
         for newer in found.map(|at| &candidates[at + 1..]).unwrap_or_default() {
             let is_known =
                 self.files.contains_key(&newer.key) || self.past.iter().any(|(known, _)| *known == newer.key);
-            if is_known || newer.modified <= candidates[found.unwrap_or(0)].modified {
+            // What was there when one of them was last read has been seen.
+            if is_known || newer.modified <= last_read {
                 continue;
             }
-            match self.original_of(&newer.path) {
-                Some((_, _, true)) => {}
-                Some((_, position, false)) => _ = self.follow(&newer.path, position, set, State::Finished, now),
-                None => _ = self.follow(&newer.path, Position::default(), set, State::Finished, now),
-            }
+            let state =
+                if self.set_of(&newer.path).is_some() && !is_gzip(&newer.path) { State::Live } else { State::Finished };
+            let position = match self.original_of(&newer.path) {
+                Some((_, _, true)) => continue,
+                Some((_, position, false)) => position,
+                None => Position::default(),
+            };
+            self.follow(&newer.path, position, set, state, now);
         }
         found.is_some()
+    }
+
+    /// When a file of this rotation was last read.
+    fn last_read_beside(&self, path: &Path) -> SystemTime {
+        let followed = self.files.values().map(|file| (&file.path, &file.position));
+        let past = self.past.iter().map(|(_, past)| (&past.path, &past.position));
+        let of_rotation = followed.chain(past).filter(|(other, _)| *other == path || are_related(other, path));
+        let last = of_rotation.map(|(_, position)| position.read_at).max().unwrap_or(0).max(self.scanned_at);
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(last)
     }
 
     fn look_for_wanted(&mut self, now: Instant) {
@@ -474,7 +492,7 @@ impl Keeper {
 
     /// A file of this name may be a copy that is just being made.
     pub fn may_be_a_copy(&self, path: &Path) -> bool {
-        self.files.values().any(|file| file.state == State::Live && are_related(&file.path, path))
+        self.files.values().any(|file| file.state == State::Live && is_named_after(&file.path, path))
     }
 
     /// Files, bytes not read yet, files that cannot be read, and how often one was written anew.

@@ -1,7 +1,7 @@
 //! How far a file was read, and how it is known again: what a checkpoint of the spool holds.
 //!
 //! ```text
-//! version 1 · flags 1 · id 8 · generation 4 · offset 8 · head length 2 · head 8 · tail length 2 · tail 8 · path
+//! version 1 · flags 1 · id 8 · generation 4 · offset 8 · head length 2 · head 8 · tail length 2 · tail 8 · read at 8 · path
 //! ```
 //!
 //! Numbers are little-endian. `head` is a digest of the file's first bytes, `tail` of those just before the offset: a file is the same one,
@@ -31,6 +31,8 @@ pub struct Position {
     pub head: Print,
     pub tail: Print,
     pub cursor: Cursor,
+    /// When it was last read, in nanoseconds since 1970 by the clock of the file system.
+    pub read_at: u64,
 }
 
 /// A digest of some bytes.
@@ -81,6 +83,7 @@ impl Position {
     /// Takes note of what stands before the offset, `read` being the bytes up to it.
     pub fn advance(&mut self, offset: u64, read: &[u8]) {
         self.offset = offset;
+        self.read_at = file_clock();
         self.tail = Print::of(&read[read.len().saturating_sub(TAIL)..]);
     }
 
@@ -113,6 +116,7 @@ impl Position {
             out.extend_from_slice(&print.length.to_le_bytes());
             out.extend_from_slice(&print.digest.to_le_bytes());
         }
+        out.extend_from_slice(&self.read_at.to_le_bytes());
         let path = path.as_os_str().as_bytes();
         out.extend_from_slice(&path[..path.len().min(MOST_PATH)]);
         out
@@ -135,6 +139,7 @@ impl Position {
             head: Print { length: short(22)?, digest: long(24)? },
             tail: Print { length: short(32)?, digest: long(34)? },
             cursor,
+            read_at: long(42)?,
         };
         let fits = position.head.length() <= HEAD
             && position.tail.length() <= TAIL
@@ -175,6 +180,13 @@ impl Contents for File {
     }
 }
 
+/// The clock that the times of files are taken from, which is a little behind.
+pub fn file_clock() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    let (seconds, nanos) = (u64::try_from(now.tv_sec).unwrap_or(0), u64::try_from(now.tv_nsec).unwrap_or(0));
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+}
+
 /// The first eight bytes of a SHA-256.
 fn digest(parts: &[&[u8]]) -> u64 {
     let mut context = Context::new(&SHA256);
@@ -187,7 +199,7 @@ pub const HEAD: usize = 256;
 /// So many bytes before the offset are looked at again.
 pub const TAIL: usize = 64;
 const VERSION: u8 = 1;
-const FRONT: usize = 42;
+const FRONT: usize = 50;
 const MOST_PATH: usize = 1024;
 const PREFIX: &str = "file:";
 

@@ -39,6 +39,13 @@ pub fn are_related(one: &Path, other: &Path) -> bool {
     base(&one_name) == base(&other_name) || follows(&one_name, &other_name) || follows(&other_name, &one_name)
 }
 
+/// Whether a copy of `original` would have the name of `copy`.
+pub fn is_named_after(original: &Path, copy: &Path) -> bool {
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let (original_name, copy_name) = (name(original), name(copy));
+    are_related(original, copy) && (copy_name.starts_with(&original_name) || base(&copy_name) == original_name)
+}
+
 /// The files beside `path` that a rotation may have made of it, the oldest first.
 pub fn beside(path: &Path) -> Vec<Candidate> {
     let Some(Ok(entries)) = path.parent().map(fs::read_dir) else { return Vec::new() };
@@ -147,6 +154,10 @@ mod tests {
             assert!(!related("app.log", other), "{other}");
         }
         assert!(!related("worker-1.log", "worker-2.log"));
+        let named_after =
+            |one: &str, other: &str| is_named_after(&Path::new("/l").join(one), &Path::new("/l").join(other));
+        assert!(named_after("app.log", "app.log.1") && named_after("app.log", "app-20261126.log"));
+        assert!(!named_after("app.log.1", "app.log") && !named_after("app.log.1", "app.log.2"));
         assert!(!are_related(Path::new("/a/app.log"), Path::new("/b/app.log.1")));
     }
 }
