@@ -20,6 +20,7 @@ mod http;
 mod kept;
 mod leaks;
 mod leases;
+mod logs;
 mod mcp;
 mod memory;
 mod metrics;

@@ -33,7 +33,7 @@ fn root() -> &'static Path {
 #[test]
 fn every_instrument_of_the_code_is_documented_and_no_other() {
     let declared: BTreeSet<String> =
-        ["mcp", "process", "render", "secrets", "secrets/serve", "storage", "admin", "telemetry"]
+        ["mcp", "process", "render", "secrets", "secrets/serve", "storage", "admin", "telemetry", "telemetry/inflow"]
             .map(|domain| format!("{domain}/metrics.rs"))
             .into_iter()
             .chain(["reload.rs".to_owned()])

@@ -156,8 +156,9 @@ fn bad_configuration(problems: &Problems) -> ExitCode {
     ExitCode::from(64)
 }
 
-/// Threads that read and write files. Each that has handled a secret keeps 200 KiB of wiped stack, and many templates would use many.
-const BLOCKING_THREADS: usize = 4;
+/// Threads that read and write files. Each that has handled a secret keeps 200 KiB of wiped stack, and many templates would use many. Log
+/// files and standard input have one each for as long as mcpeg runs.
+const BLOCKING_THREADS: usize = 6;
 
 /// Runs a command that needs the network on a runtime of its own.
 fn block_on<F: Future<Output = ExitCode>>(workers: usize, command: F) -> ExitCode {

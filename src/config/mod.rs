@@ -120,7 +120,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     let serve = raw.secrets.serve.take().map(|serve| check::secrets::serve(serve, folder, &items, &mut check));
     let secrets = check::secrets::settings(raw.secrets, &|name| sources.variable(name), &mut check);
     let templates = check::operation::templates(raw.templates, raw.render, &mut check);
-    let process = check::process::settings(raw.process, sources.program.as_deref(), &secrets, &mut check);
+    let mut process = check::process::settings(raw.process, sources.program.as_deref(), &secrets, &mut check);
     check::hooks::supervised(process.is_some(), &templates, &mut check);
     let shutdown_timeout = raw.global.shutdown_timeout.as_ref().map_or(check::seconds(10), |timeout| timeout.0);
     let unix = check::mcp::unix(&mut raw.transports, folder, &mut check);
@@ -131,6 +131,13 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     let otel = check::otel::Otel { variable: &|name| sources.variable(name) };
     let (global, metadata, logs) = (&raw.global, &raw.metadata, raw.storage.logs);
     let telemetry = check::telemetry::settings(raw.telemetry, raw.audit, global, metadata, logs, &otel, &mut check);
+    check::sources::tell_process(&telemetry.sources, process.as_mut(), &mut check);
+    check::sources::can_be_served(
+        &telemetry.sources,
+        sources.variable("PATH").as_deref(),
+        raw.transports.stdio.enabled,
+        &mut check,
+    );
     let timeout = raw.global.timeout.as_ref().map_or(check::mcp::DEFAULT_TIMEOUT, |timeout| timeout.0);
     let mut reader = ServiceReader { sources, timeout, followed, files: &mut files, references: &mut references };
     let (services, served) = reader.read_all(raw.services, unix.as_ref(), &mut check);

@@ -202,22 +202,17 @@ fn what_later_versions_serve_is_refused_by_name() {
     let found = problems_of(
         r#"version: "1.0"
 global: { memory_limit_mb: 512 }
-telemetry: { logs: { files: [] } }
 storage: { runtime: { type: sqlite }, cache: { type: redis } }
 security: { sandbox: true }
 "#,
     );
-    for name in [
-        "`global.memory_limit_mb` is",
-        "`telemetry.logs` is",
-        "`storage.runtime.type` is",
-        "`storage.cache.type` is",
-        "`security.sandbox` is",
-    ] {
+    for name in
+        ["`global.memory_limit_mb` is", "`storage.runtime.type` is", "`storage.cache.type` is", "`security.sandbox` is"]
+    {
         let said = found.iter().any(|line| line.contains(name) && line.contains("not available in this version"));
         assert!(said, "{name}: {found:#?}");
     }
-    assert_eq!(found.len(), 5);
+    assert_eq!(found.len(), 4);
 }
 
 #[test]

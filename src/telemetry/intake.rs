@@ -1,5 +1,7 @@
 //! Where sources put their records: the spool, as they see it.
 
+use super::spool::{self, Checkpoint, Lane, Spool};
+
 /// Which signal a request is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -35,4 +37,27 @@ pub trait Intake: Send + Sync {
 
     /// Each source's last position.
     fn checkpoints(&self) -> Vec<(String, Vec<u8>)>;
+}
+
+/// The spool. A source can wait, so nothing of it is taken that would force something else out.
+impl Intake for Spool {
+    fn append(&self, entry: Entry<'_>) -> Result<(), NotTaken> {
+        let lane = match entry.kind {
+            Kind::Logs => Lane::Logs,
+            Kind::Traces => Lane::Traces,
+            Kind::Metrics => Lane::Metrics,
+        };
+        if !self.has_spare(lane, entry.body.len()) {
+            return Err(NotTaken::Full);
+        }
+        let checkpoint = entry.checkpoint.map(|(source, position)| Checkpoint { source, position });
+        Self::append(self, lane, entry.records, entry.body, checkpoint).map_err(|error| match error {
+            spool::NotTaken::Full => NotTaken::Full,
+            spool::NotTaken::TooLarge { .. } => NotTaken::TooLarge,
+        })
+    }
+
+    fn checkpoints(&self) -> Vec<(String, Vec<u8>)> {
+        Self::checkpoints(self)
+    }
 }

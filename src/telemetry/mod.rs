@@ -8,6 +8,7 @@
 pub mod audit;
 mod civil;
 mod error;
+mod inflow;
 mod intake;
 mod lines;
 mod log;
@@ -23,8 +24,8 @@ pub mod rolling;
 pub mod settings;
 mod sources;
 pub mod spool;
-mod tallies;
 mod tail;
+mod tallies;
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,6 +48,8 @@ use crate::ports::{
 
 use audit::{AuditTrail, Recorded, StagedAudit};
 pub use error::TelemetryError;
+use inflow::Inflow;
+use intake::Intake;
 use log::LogControl;
 use metrics::ExportTimes;
 use otlp::{DeadLetters, Exports, Plans, Ratio, SecretSlot, SignalPlans, SpanFan};
@@ -96,6 +99,10 @@ pub fn build(
         audit::keeper::part(audit.clone()),
         log.part(),
     ];
+    let intake: Arc<dyn Intake> = Arc::new(spool.clone());
+    let (inflow, more) = inflow::build(&settings.sources, &intake, &redactor, run_number())?;
+    inflow.observe(&meter);
+    parts.extend(more);
     if spool.is_durable() {
         parts.push(spool::keeper::part(spool));
     }
@@ -109,6 +116,7 @@ pub fn build(
         ratio,
         secrets,
         redactor,
+        inflow,
         settings: Mutex::new(settings),
     };
     Ok((TelemetryHandle(Arc::new(shared)), parts))
@@ -128,6 +136,7 @@ struct Shared {
     ratio: Ratio,
     secrets: Arc<SecretSlot>,
     redactor: Arc<dyn Redactor>,
+    inflow: Inflow,
     settings: Mutex<TelemetrySettings>,
 }
 
@@ -158,16 +167,24 @@ impl TelemetryHandle {
         self.0.secrets.attach(secrets);
     }
 
-    /// Prepares other settings. Everything can change while the process runs, except `telemetry.resource` and where the spool is.
+    /// Prepares other settings. Everything can change while the process runs, except `telemetry.resource`, where the spool is, and the sources.
     pub fn stage(&self, settings: TelemetrySettings) -> Result<Staged, TelemetryError> {
-        let (same_resource, same_spool, same_destinations) = {
+        let (same_resource, same_spool, same_destinations, same_sources) = {
             let current = self.0.settings.lock().unwrap_or_else(PoisonError::into_inner);
             let place = |spool: &Option<SpoolSettings>| spool.as_ref().map(|spool| spool.path.clone());
             let same_spool = place(&current.spool) == place(&settings.spool);
-            (current.resource == settings.resource, same_spool, current.destinations == settings.destinations)
+            (
+                current.resource == settings.resource,
+                same_spool,
+                current.destinations == settings.destinations,
+                current.sources == settings.sources,
+            )
         };
         if !same_resource {
             return Err(TelemetryError::NeedsRestart { what: "telemetry.resource" });
+        }
+        if !same_sources {
+            return Err(TelemetryError::NeedsRestart { what: "telemetry.logs and telemetry.receiver" });
         }
         if !same_spool {
             return Err(TelemetryError::NeedsRestart { what: "telemetry.spool.path" });
@@ -260,14 +277,16 @@ impl StatusReport for TelemetryHandle {
     }
 
     fn conditions(&self) -> Vec<Condition> {
-        self.0.exports.conditions().into_iter().chain([self.0.audit.condition()]).collect()
+        let sources = self.0.inflow.condition();
+        self.0.exports.conditions().into_iter().chain([self.0.audit.condition()]).chain(sources).collect()
     }
 
     fn detail(&self) -> serde_json::Value {
         let traces = traces_are_on(&self.0.settings.lock().unwrap_or_else(PoisonError::into_inner));
         let log = json!({ "lost": self.0.log.lost() });
         let destinations = self.0.exports.detail();
-        json!({ "destinations": destinations, "traces": traces, "audit": self.0.audit.detail(), "log_file": log })
+        let (audit, sources) = (self.0.audit.detail(), self.0.inflow.detail());
+        json!({ "destinations": destinations, "traces": traces, "audit": audit, "log_file": log, "sources": sources })
     }
 }
 
@@ -307,6 +326,13 @@ fn traces_are_on(settings: &TelemetrySettings) -> bool {
 
 fn sample_ratio(settings: &TelemetrySettings) -> f64 {
     settings.traces.as_ref().map_or(0.0, |traces| traces.sample_ratio)
+}
+
+/// As `run_id`, in a number.
+fn run_number() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let micros = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
+    micros.rotate_left(16) ^ u64::from(std::process::id())
 }
 
 /// Start time and process id: different for each run on one machine.

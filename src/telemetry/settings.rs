@@ -11,7 +11,15 @@ pub use super::rolling::{Rolling, Rotation};
 use crate::secret::SecretText;
 use crate::tls::Files;
 
+pub use super::lines::multiline::{Language, Multiline};
+pub use super::lines::rules::{Content, DEFAULT_MAX_LINE, Pattern, Rules, Wrapping};
+pub use super::lines::time::{TimeFormat, check_pattern as check_time_pattern};
+pub use super::receiver::ReceiverSettings;
+pub use super::sources::journald::JournaldSettings;
+pub use super::sources::syslog::SyslogSettings;
 pub use super::spool::{SpoolBounds, SpoolSettings, WhenFull};
+pub use super::tail::PathPattern;
+pub use super::tail::settings::{FileSet, StartAt};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct TelemetrySettings {
@@ -27,7 +35,26 @@ pub struct TelemetrySettings {
     pub metrics: Option<MetricSettings>,
     pub log: LogSettings,
     pub audit: AuditSettings,
+    pub sources: SourceSettings,
 }
+
+/// What others say, and where it comes in.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SourceSettings {
+    pub files: Vec<FileSet>,
+    /// `None`: standard input is not read.
+    pub stdin: Option<Rules>,
+    pub syslog: Option<SyslogSettings>,
+    pub journald: Option<JournaldSettings>,
+    pub receiver: Option<ReceiverSettings>,
+    /// The supervised process is told where the receiver is.
+    pub set_env: bool,
+    /// Attributes of what others have written, as far as the configuration says.
+    pub resource: BTreeMap<String, String>,
+}
+
+/// Of a request to the receiver: less than the spool takes, as a mark may be longer than the secret that it stands for.
+pub const MOST_REQUEST: usize = 3 * 1024 * 1024;
 
 /// One collector. All signals go there in the same way, unless variables say otherwise.
 #[derive(Debug, Clone, PartialEq)]

@@ -44,6 +44,7 @@ fn settings(endpoint: &str, protocol: OtlpProtocol) -> TelemetrySettings {
             rolling: Rolling::NEVER,
             anchor_every: 1000,
         },
+        sources: settings::SourceSettings::default(),
     }
 }
 

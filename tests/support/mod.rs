@@ -11,6 +11,7 @@ pub mod library;
 pub mod mcp;
 pub mod memory;
 pub mod nginx;
+pub mod otlp_sink;
 pub mod peers;
 pub mod postgres;
 pub mod sidecar;

@@ -14,6 +14,7 @@ pub mod policy;
 pub mod process;
 pub mod secrets;
 pub mod services;
+pub mod sources;
 pub mod telemetry;
 pub mod vault;
 

@@ -7,7 +7,7 @@ use http::HeaderName;
 use url::Url;
 
 use super::otel::{Otel, SIGNALS};
-use super::{Check, join, seconds};
+use super::{Check, join, seconds, sources};
 use crate::config::raw::operation::{RawLogStorage, RawLogStorageKind, RawRotation};
 use crate::config::raw::telemetry::{
     RawAudit, RawCompression, RawMetrics, RawOtlp, RawProtocol, RawSpool, RawSync, RawTelemetry, RawTraces, RawWhenFull,
@@ -31,7 +31,16 @@ pub fn settings(
     otel: &Otel<'_>,
     check: &mut Check<'_>,
 ) -> TelemetrySettings {
-    check.unavailable_if(raw.logs.is_some(), &["telemetry", "logs"]);
+    let mut of_others = raw.resource.clone();
+    for key in ["service.name", "deployment.environment.name"] {
+        let value = otel.resource(key).or_else(|| match key {
+            "service.name" => metadata.name.clone(),
+            _ => metadata.environment.clone(),
+        });
+        if let Some(value) = value {
+            of_others.entry(key.to_owned()).or_insert(value);
+        }
+    }
     let mut resource = raw.resource;
     let mut or_else = |key: &str, value: Option<String>| {
         if let Some(value) = otel.resource(key).or(value) {
@@ -47,8 +56,10 @@ pub fn settings(
     if raw.spool.is_some() && !exported {
         check.problem(&["telemetry", "spool"], "nobody would take what is in it: `telemetry.otlp` is missing");
     }
+    let sources = sources::settings(raw.logs, raw.receiver, of_others, exported, check);
     TelemetrySettings {
         resource,
+        sources,
         traces: traces(raw.traces, exported, otel, check),
         metrics: metrics(raw.metrics, exported, otel, check),
         destinations,

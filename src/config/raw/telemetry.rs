@@ -6,8 +6,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::operation::RawRotation;
-use super::scalar::{RawDuration, RawGlob, RawPath, RawSecretText, RawUrl};
+use super::scalar::{RawDuration, RawPath, RawSecretText, RawUrl};
 use super::secrets::RawTls;
+use super::sources::{RawLogs, RawReceiver};
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -24,8 +25,10 @@ pub struct RawTelemetry {
     pub traces: RawTraces,
     #[serde(default)]
     pub metrics: RawMetrics,
-    /// Not available in this version: log files to ship.
+    /// Logs of other programs, from files, pipes and sockets.
     pub logs: Option<RawLogs>,
+    /// Takes the agent's own telemetry and passes it on.
+    pub receiver: Option<RawReceiver>,
     /// Records wait on disk, and outlive the process. Left out: they wait in memory.
     pub spool: Option<RawSpool>,
 }
@@ -87,30 +90,6 @@ pub struct RawMetrics {
     pub enabled: Option<bool>,
     /// Between two exports. Default: `OTEL_METRIC_EXPORT_INTERVAL`, else `30s`.
     pub interval: Option<RawDuration>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RawLogs {
-    #[serde(default)]
-    pub files: Vec<RawLogFiles>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RawLogFiles {
-    pub include: Vec<RawGlob>,
-    pub format: Option<RawLineFormat>,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum RawLineFormat {
-    Plain,
-    Json,
-    Logfmt,
-    Cri,
-    Docker,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -95,10 +95,6 @@ impl LogBatch {
         self.records
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.records == 0
-    }
-
     /// Of the records alone.
     pub fn bytes(&self) -> usize {
         self.buffer.len() - self.room

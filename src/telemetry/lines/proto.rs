@@ -4,7 +4,6 @@
 //! so that nothing is built twice and no tree of objects is made.
 
 pub const FIXED64: u8 = 1;
-pub const FIXED32: u8 = 5;
 pub const DELIMITED: u8 = 2;
 
 /// The tag of a field whose number is below 16.

@@ -71,18 +71,22 @@ impl Shared {
     /// The body of a request, whole.
     pub async fn read(&self, body: Incoming) -> Result<Bytes, Refusal> {
         let mut body = body;
-        let mut read = BytesMut::new();
+        let (mut read, mut passed) = (BytesMut::new(), 0);
         let reading = async {
             while let Some(frame) = body.frame().await {
                 let frame = frame.map_err(|_| Refusal::Malformed("it broke off".to_owned()))?;
                 if let Ok(data) = frame.into_data() {
-                    if read.len() + data.len() > self.max_request_bytes {
+                    passed += data.len();
+                    if passed <= self.max_request_bytes {
+                        read.extend_from_slice(&data);
+                    } else if passed > MOST_PASSED {
+                        // Whoever sends that much does not wait for an answer.
                         return Err(Refusal::TooLarge);
                     }
-                    read.extend_from_slice(&data);
                 }
             }
-            Ok(())
+            // What is too large is let pass, so that the sender is there to hear it.
+            if passed > self.max_request_bytes { Err(Refusal::TooLarge) } else { Ok(()) }
         };
         tokio::time::timeout(BODY_WITHIN, reading).await.map_err(|_| Refusal::Late)??;
         Ok(read.freeze())
@@ -137,4 +141,5 @@ impl Shared {
     }
 }
 
+const MOST_PASSED: usize = 32 * 1024 * 1024;
 const BODY_WITHIN: Duration = Duration::from_secs(30);

@@ -39,6 +39,8 @@ use crate::ports::Redactor;
 pub struct ReceiverSettings {
     /// Loopback addresses.
     pub addresses: Vec<SocketAddr>,
+    /// The first of them is meant for gRPC.
+    pub is_grpc_first: bool,
     /// Path and mode of a socket.
     pub unix: Option<(PathBuf, u32)>,
     /// Of a request, as it comes and unpacked.

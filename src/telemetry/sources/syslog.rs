@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -297,11 +297,6 @@ fn old_time(text: &str, now: u64) -> Option<(u64, &str)> {
         i128::from(time)
     };
     Some((u64::try_from(zoned).ok()?, &text[16..]))
-}
-
-/// Where the socket is, for whoever has to be told.
-pub fn shown(path: &Path) -> String {
-    format!("syslog unix:{}", path.display())
 }
 
 const NIL: &str = "-";

@@ -141,6 +141,12 @@ impl DiskStore {
         }
     }
 
+    /// Whether it fits beside all that is there, with an eighth of the bound to spare.
+    pub fn has_spare(&self, lane: Lane, length: usize) -> bool {
+        let state = self.lock();
+        state.fits(lane, length as u64 + state.bounds.max_bytes / 8)
+    }
+
     pub fn checkpoint(&self, source: &str) -> Option<Vec<u8>> {
         self.lock().lanes.iter().find_map(|lane| lane.segments.checkpoints.get(source).map(<[u8]>::to_vec))
     }

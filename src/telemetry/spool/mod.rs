@@ -271,6 +271,14 @@ impl Spool {
         }
     }
 
+    /// Whether a request of `bytes` finds room without another one having to go, and leaves some for those who cannot wait.
+    pub fn has_spare(&self, lane: Lane, bytes: usize) -> bool {
+        match &self.0.store {
+            Store::Memory(store) => store.has_room(lane),
+            Store::Disk(store) => store.has_spare(lane, bytes),
+        }
+    }
+
     /// The last position that was appended for this source, in this process or, on disk, in one before it.
     pub fn checkpoint(&self, source: &str) -> Option<Vec<u8>> {
         match &self.0.store {

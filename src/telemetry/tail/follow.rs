@@ -221,15 +221,10 @@ impl Followed {
     pub fn lag(&self) -> u64 {
         self.end.saturating_sub(self.position.offset)
     }
-
-    /// Lines wait to be complete: it has to be looked at again though nothing happens.
-    pub fn waits(&self) -> bool {
-        self.lag() > 0
-    }
 }
 
-/// Encoded records of one request.
-const BATCH: usize = 1024 * 1024;
+/// Encoded records of one request: a fraction of the smallest spool.
+const BATCH: usize = 256 * 1024;
 /// A line that does not end is one after this.
 const LINE_WAIT: Duration = Duration::from_secs(30);
 const MOVED_LINE_WAIT: Duration = Duration::from_secs(5);

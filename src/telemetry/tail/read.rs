@@ -17,7 +17,7 @@ pub enum Source {
     Plain(File),
     /// Finished when it was packed. `held`: unpacked, and not done with.
     Packed {
-        decoder: MultiGzDecoder<BufReader<File>>,
+        decoder: Box<MultiGzDecoder<BufReader<File>>>,
         held: Vec<u8>,
         at: u64,
     },
@@ -45,7 +45,7 @@ impl Source {
         }
         let key = key_at(&meta);
         let source = if is_gzip(path) {
-            Self::Packed { decoder: MultiGzDecoder::new(BufReader::new(file)), held: Vec::new(), at: 0 }
+            Self::Packed { decoder: Box::new(MultiGzDecoder::new(BufReader::new(file))), held: Vec::new(), at: 0 }
         } else {
             Self::Plain(file)
         };
