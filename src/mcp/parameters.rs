@@ -32,14 +32,41 @@ pub fn values<'h>(
     arguments: &str,
 ) -> impl Iterator<Item = (&'h HeaderName, String)> {
     let arguments: Option<&RawValue> = serde_json::from_str(arguments).ok();
-    headers.iter().filter_map(move |(name, path)| {
-        let mut at = arguments?;
-        for key in path {
-            let object: HashMap<String, &RawValue> = serde_json::from_str(at.get()).ok()?;
-            at = object.get(&**key)?;
+    headers.iter().filter_map(move |(name, path)| Some((name, written(argument(arguments?, path)?)?)))
+}
+
+/// The first of the headers that does not say what the call's arguments (JSON) say. `said`: the header's value, decoded.
+pub fn unsaid<'h>(
+    headers: &'h [(HeaderName, Vec<Box<str>>)],
+    arguments: Option<&str>,
+    said: impl Fn(&HeaderName) -> Option<String>,
+) -> Option<&'h HeaderName> {
+    let arguments: Option<&RawValue> = arguments.and_then(|arguments| serde_json::from_str(arguments).ok());
+    let differs = |(name, path): &&(HeaderName, Vec<Box<str>>)| {
+        let value = arguments.and_then(|arguments| argument(arguments, path));
+        let is_number =
+            value.is_some_and(|value| value.get().starts_with(|first: char| first == '-' || first.is_ascii_digit()));
+        match (value.and_then(written), said(name)) {
+            (None, None) => false,
+            (Some(value), Some(header)) => value != header && !(is_number && same_number(&value, &header)),
+            _ => true,
         }
-        Some((name, written(at)?))
-    })
+    };
+    headers.iter().find(differs).map(|(name, _)| name)
+}
+
+/// 42.0 is 42.
+fn same_number(one: &str, other: &str) -> bool {
+    matches!((one.parse::<f64>(), other.parse::<f64>()), (Ok(one), Ok(other)) if one == other)
+}
+
+fn argument<'a>(arguments: &'a RawValue, path: &[Box<str>]) -> Option<&'a RawValue> {
+    let mut at = arguments;
+    for key in path {
+        let object: HashMap<String, &RawValue> = serde_json::from_str(at.get()).ok()?;
+        at = object.get(&**key)?;
+    }
+    Some(at)
 }
 
 #[derive(Deserialize)]
@@ -106,6 +133,18 @@ mod tests {
         );
         assert_eq!(told(r#"{"region":null,"options":7,"sure":["no"]}"#), [""; 0]);
         assert_eq!(told("[]"), [""; 0]);
+    }
+
+    #[test]
+    fn a_header_has_to_say_what_the_argument_says() {
+        let headers = of_schema(r#"{"properties":{"n":{"type":"number","x-mcp-header":"N"}}}"#);
+        let unsaid =
+            |arguments, header: Option<&str>| unsaid(&headers, arguments, |_| header.map(str::to_owned)).is_some();
+        assert!(!unsaid(Some(r#"{"n":42}"#), Some("42.0")) && !unsaid(Some(r#"{"n":"x"}"#), Some("x")));
+        assert!(!unsaid(Some(r#"{"n":null}"#), None) && !unsaid(None, None));
+        assert!(unsaid(Some(r#"{"n":"42"}"#), Some("42.0")), "a text is no number");
+        assert!(unsaid(Some(r#"{"n":42}"#), Some("43")) && unsaid(Some(r#"{"n":42}"#), None));
+        assert!(unsaid(Some("{}"), Some("42")) && unsaid(None, Some("42")));
     }
 
     #[test]

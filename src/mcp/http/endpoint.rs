@@ -23,8 +23,9 @@ use super::stream::{EventId, Item, StreamReceiver};
 use super::{NoSession, Owner, bind};
 use crate::mcp::call::Peer;
 use crate::mcp::message::{AnswerBody, Field, Message, Notification, Refusal, Request as Asked, id_of_refused, parse};
-use crate::mcp::protocol::{INITIALIZE, LEGACY, LISTEN, code};
+use crate::mcp::protocol::{INITIALIZE, LEGACY, LISTEN, TOOLS_CALL, code};
 use crate::mcp::registry::{Registry, Shared, Target};
+use crate::mcp::router::names::split;
 use crate::mcp::upstream::exchange::one_line;
 
 /// The answer to a request that is not taken.
@@ -222,9 +223,15 @@ impl Context {
     }
 
     async fn modern(&self, headers: &HeaderMap, line: &Bytes, request: &Asked<'_>, target: &Target) -> Reply {
-        if let Err(rejection) = modern::check(headers, request) {
+        if let Err(rejection) = self.check_modern(headers, line, request, target) {
             self.refused(Some(request.id.raw()), rejection.kind);
             return rejected(Some(request.id), &rejection);
+        }
+        if request.method == INITIALIZE {
+            // This era does not have it; a program that speaks both would begin a session that nobody keeps.
+            self.refused(Some(request.id.raw()), "method_not_found");
+            let message = "this version of the protocol has no \"initialize\"";
+            return reply::error(StatusCode::NOT_FOUND, Some(request.id), code::METHOD_NOT_FOUND, message, None);
         }
         // A session may end between the two steps, of idleness for instance; the next one is new.
         for _ in 0..2 {
@@ -237,6 +244,28 @@ impl Context {
             }
         }
         gone(request)
+    }
+
+    fn check_modern(
+        &self,
+        headers: &HeaderMap,
+        line: &[u8],
+        request: &Asked<'_>,
+        target: &Target,
+    ) -> Result<(), Rejection> {
+        modern::check(headers, request)?;
+        let Some(name) = request.params.name.and_then(Field::text).filter(|_| request.method == TOOLS_CALL) else {
+            return Ok(());
+        };
+        let registry = self.shared.registry.borrow();
+        let found = match target {
+            Target::Service(service) => Some((service, &*name)),
+            Target::Aggregate => split(&name, &registry.services).map(|(_, service, tool)| (service, tool)),
+        };
+        match found.and_then(|(service, tool)| service.catalogue.tool(tool)) {
+            Some(tool) => modern::check_parameters(headers, &tool, line),
+            None => Ok(()),
+        }
     }
 
     /// One document if the first that comes is the answer, else events.

@@ -7,10 +7,14 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::HeaderName;
 use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::access;
+use crate::mcp::catalogue::Tool;
 use crate::mcp::message::{Answer, AnswerBody, Field, Request};
+use crate::mcp::parameters;
 use crate::mcp::protocol::{
     LEGACY, META_CAPABILITIES, META_VERSION, MODERN, PROMPTS_GET, RESOURCES_READ, TOOLS_CALL, code,
 };
@@ -54,11 +58,40 @@ pub fn check(headers: &HeaderMap, request: &Request<'_>) -> Result<(), Rejection
     wanted.extend(subject.map(|subject| (NAME, subject.text())));
     for (name, body) in wanted {
         if body.is_none() || access::text(headers, &name).and_then(decoded) != body.map(std::borrow::Cow::into_owned) {
-            let message = format!("the header {name} does not say what the message says");
-            return Err(Rejection { code: code::HEADER_MISMATCH, message, data: None, kind: "header_mismatch" });
+            return Err(mismatch(&name));
         }
     }
     supported(version.as_deref().unwrap_or_default())
+}
+
+/// Arguments that the tool wants repeated have to be said by their headers, and by no header if they are not there.
+pub fn check_parameters(headers: &HeaderMap, tool: &Tool, line: &[u8]) -> Result<(), Rejection> {
+    if tool.headers.is_empty() {
+        return Ok(());
+    }
+    let call: Option<Arguments<'_>> = serde_json::from_slice(line).ok();
+    let arguments = call.and_then(|call| call.params.arguments).map(RawValue::get);
+    let said = |name: &HeaderName| {
+        headers.get(name).map(|_| access::text(headers, name).and_then(decoded).unwrap_or_default())
+    };
+    parameters::unsaid(&tool.headers, arguments, said).map_or(Ok(()), |name| Err(mismatch(name)))
+}
+
+#[derive(Deserialize)]
+struct Arguments<'a> {
+    #[serde(borrow)]
+    params: Params<'a>,
+}
+
+#[derive(Deserialize)]
+struct Params<'a> {
+    #[serde(borrow)]
+    arguments: Option<&'a RawValue>,
+}
+
+fn mismatch(name: &HeaderName) -> Rejection {
+    let message = format!("the header {name} does not say what the message says");
+    Rejection { code: code::HEADER_MISMATCH, message, data: None, kind: "header_mismatch" }
 }
 
 pub fn supported(version: &str) -> Result<(), Rejection> {

@@ -41,7 +41,7 @@ impl Events {
         receiver.commit();
         let mut begin = BytesMut::new();
         if let Some(id) = prime {
-            begin.extend_from_slice(format!("id: {id}\ndata:\n\n").as_bytes());
+            begin.extend_from_slice(format!("id: {id}\nretry: {RETRY_MILLIS}\ndata:\n\n").as_bytes());
         }
         if let Some(item) = first {
             begin.extend_from_slice(&event(&item, with_ids));
@@ -171,5 +171,7 @@ fn event(item: &Item, with_id: bool) -> Bytes {
     event.freeze()
 }
 
+/// After how long a client whose stream broke should come back.
+const RETRY_MILLIS: u32 = 500;
 const PING: &[u8] = b": still here\n\n";
 const PING_EVERY: Duration = Duration::from_secs(15);

@@ -11,7 +11,7 @@
 mod absent;
 mod branch;
 mod lists;
-mod names;
+pub mod names;
 mod replies;
 mod requests;
 
