@@ -125,6 +125,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     let shutdown_timeout = raw.global.shutdown_timeout.as_ref().map_or(check::seconds(10), |timeout| timeout.0);
     let unix = check::mcp::unix(&mut raw.transports, folder, &mut check);
     let http = check::mcp::listen(std::mem::take(&mut raw.transports.http), &mut check);
+    let aggregate = check::mcp::aggregate(std::mem::take(&mut raw.transports.aggregate), &mut check);
     let limits = check::mcp::limits(&raw.transports.limits, shutdown_timeout);
     let admin = check::operation::admin(raw.admin, folder, &mut check);
     check_sockets_differ(unix.as_ref(), &admin, serve.as_ref(), &mut check);
@@ -153,7 +154,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
         templates,
         process,
         services: served,
-        mcp: McpSettings { unix, http, stdio: raw.transports.stdio.enabled, services, limits, leak_guard },
+        mcp: McpSettings { unix, http, stdio: raw.transports.stdio.enabled, services, limits, aggregate, leak_guard },
         storage,
         telemetry,
         admin,

@@ -143,6 +143,7 @@ impl Staged {
                 services: map,
                 sockets,
                 limits: settings.limits,
+                aggregate: settings.aggregate,
                 allow_uids,
                 allow_gids,
                 http,

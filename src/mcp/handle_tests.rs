@@ -35,6 +35,7 @@ fn settings(folder: &Path, services: &[(&str, &str)]) -> McpSettings {
         stdio: false,
         services: services.iter().map(|(name, program)| ((*name).to_owned(), service(program))).collect(),
         limits: Limits { max_connections: 4, max_in_flight: 4, ..Limits::small() },
+        aggregate: super::super::settings::AggregateSettings::default(),
         leak_guard: super::super::settings::LeakAction::Redact,
     }
 }

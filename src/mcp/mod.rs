@@ -104,6 +104,7 @@ pub fn build(settings: McpSettings, outside: Outside) -> Result<(McpHandle, Vec<
         services: BTreeMap::new(),
         sockets: Vec::new(),
         limits: settings.limits.clone(),
+        aggregate: settings.aggregate.clone(),
         allow_uids: Vec::new(),
         allow_gids: Vec::new(),
         http: None,

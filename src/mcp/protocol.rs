@@ -67,12 +67,12 @@ pub const TEMPLATES_LIST: &str = "resources/templates/list";
 pub const RESOURCES_READ: &str = "resources/read";
 pub const SUBSCRIBE: &str = "resources/subscribe";
 pub const UNSUBSCRIBE: &str = "resources/unsubscribe";
-pub const COMPLETE: &str = "completion/complete";
 pub const TOOLS_CHANGED: &str = "notifications/tools/list_changed";
 pub const PROMPTS_CHANGED: &str = "notifications/prompts/list_changed";
 pub const RESOURCES_CHANGED: &str = "notifications/resources/list_changed";
 pub const RESOURCE_UPDATED: &str = "notifications/resources/updated";
 pub const SET_LEVEL: &str = "logging/setLevel";
+pub const COMPLETE: &str = "completion/complete";
 /// A request of the modern era whose answer comes only when the subscription ends.
 pub const LISTEN: &str = "subscriptions/listen";
 

@@ -17,7 +17,7 @@ use super::http::Front;
 use super::http::bind::Door;
 use super::leaks::Leaks;
 use super::service::Service;
-use super::settings::{Limits, UnixSettings};
+use super::settings::{AggregateSettings, Limits, UnixSettings};
 use crate::local_socket::BoundSocket;
 use crate::ports::{LocalServer, SecretControl, SecretReader};
 
@@ -26,6 +26,7 @@ pub struct Registry {
     pub services: BTreeMap<String, Arc<Service>>,
     pub sockets: Vec<Socket>,
     pub limits: Limits,
+    pub aggregate: AggregateSettings,
     pub allow_uids: Vec<u32>,
     pub allow_gids: Vec<u32>,
     pub http: Option<Arc<Door>>,

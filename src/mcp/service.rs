@@ -13,6 +13,7 @@ use arc_swap::ArcSwapOption;
 use futures_util::future::join_all;
 use tokio::sync::watch;
 
+use super::bridge::capabilities::Server;
 use super::cache::Changes;
 use super::catalogue::Catalogue;
 use super::credentials;
@@ -67,6 +68,8 @@ struct Run {
     swap_count: u64,
     /// Of the files that children read, as they were last seen.
     files: Option<tls::Stamp>,
+    /// What the upstream has said of itself, since its settings last changed.
+    introduction: Option<Arc<Server>>,
 }
 
 impl Service {
@@ -109,6 +112,7 @@ impl Service {
         self.older.store(false, Ordering::Relaxed);
         self.catalogue.forget();
         self.run().files = None;
+        self.run().introduction = None;
         self.state.send_modify(|state| {
             let policy = Policy::new(self.name.clone(), settings.policy.clone(), Some(&*state.policy));
             state.policy = Arc::new(policy);
@@ -223,6 +227,14 @@ impl Service {
         if !self.older.swap(true, Ordering::Relaxed) {
             tracing::info!(service = &*self.name, "the upstream speaks HTTP+SSE");
         }
+    }
+
+    pub fn introduced(&self, server: Server) {
+        self.run().introduction = Some(Arc::new(server));
+    }
+
+    pub fn introduction(&self) -> Option<Arc<Server>> {
+        self.run().introduction.clone()
     }
 
     pub fn works(&self) {

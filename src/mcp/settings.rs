@@ -26,7 +26,25 @@ pub struct McpSettings {
     pub stdio: bool,
     pub services: BTreeMap<String, ServiceSettings>,
     pub limits: Limits,
+    pub aggregate: AggregateSettings,
     pub leak_guard: LeakAction,
+}
+
+/// How all services are served as one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AggregateSettings {
+    /// Two tools, one that finds and one that calls, in place of all.
+    pub search: bool,
+    /// A service that takes longer is left out of a merged list.
+    pub list_timeout: Duration,
+    /// Items of one page of a merged list.
+    pub page_size: usize,
+}
+
+impl Default for AggregateSettings {
+    fn default() -> Self {
+        Self { search: false, list_timeout: Duration::from_secs(5), page_size: 1000 }
+    }
 }
 
 /// What happens to a live secret in what goes to a client.

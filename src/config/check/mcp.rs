@@ -8,12 +8,13 @@ use std::time::Duration;
 use super::{Check, join, seconds};
 use crate::child::ResourceLimits;
 use crate::config::raw::mcp::{
-    RawHttp, RawHttpTransport, RawLimits, RawOnRotate, RawServiceFile, RawServiceKind, RawTransports, RawUnix,
+    RawAggregate, RawAggregateMode, RawHttp, RawHttpTransport, RawLimits, RawOnRotate, RawServiceFile, RawServiceKind,
+    RawTransports, RawUnix,
 };
 use crate::config::raw::scalar::RawPath;
 use crate::mcp::settings::{
-    HttpSettings, HttpTransport, Limits, ListenSettings, ListenTls, LocalSettings, OnRotate, ServiceSettings,
-    StdioSettings, UnixSettings, UpstreamSettings,
+    AggregateSettings, HttpSettings, HttpTransport, Limits, ListenSettings, ListenTls, LocalSettings, OnRotate,
+    ServiceSettings, StdioSettings, UnixSettings, UpstreamSettings,
 };
 use crate::services::settings::ServiceSettings as Local;
 
@@ -87,6 +88,19 @@ pub fn limits(raw: &RawLimits, drain: Duration) -> Limits {
         input_timeout: raw.input_timeout.as_ref().map_or(seconds(600), |timeout| timeout.0),
         replay_bytes: raw.replay_kb.unwrap_or(1024) as usize * 1024,
         drain,
+    }
+}
+
+pub fn aggregate(raw: RawAggregate, check: &mut Check<'_>) -> AggregateSettings {
+    let default = AggregateSettings::default();
+    let list_timeout = raw.list_timeout.map_or(default.list_timeout, |timeout| timeout.0);
+    if list_timeout.is_zero() {
+        check.problem(&["transports", "aggregate", "list_timeout"], "expected more than nothing");
+    }
+    AggregateSettings {
+        search: raw.mode == Some(RawAggregateMode::Search),
+        list_timeout,
+        page_size: raw.page_size.map_or(default.page_size, |size| size as usize),
     }
 }
 

@@ -19,7 +19,31 @@ pub struct RawTransports {
     #[serde(default)]
     pub http: RawHttp,
     #[serde(default)]
+    pub aggregate: RawAggregate,
+    #[serde(default)]
     pub limits: RawLimits,
+}
+
+/// All services as one: on the socket of all, at `/mcp`, on standard input and output.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawAggregate {
+    /// What `tools/list` gives. Default: `all`.
+    pub mode: Option<RawAggregateMode>,
+    /// A service that takes longer to give its tools, prompts or resources is left out of the list, and named in it; it is asked again. Default: `5s`.
+    pub list_timeout: Option<RawDuration>,
+    /// Items of one page of a merged list. Clients that know no pages see the first alone. Default: 1000.
+    #[schemars(range(min = 1, max = 100000))]
+    pub page_size: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawAggregateMode {
+    /// The tools of all services.
+    All,
+    /// Two tools, `find_tools` and `call_tool`, for catalogues that would fill a model's context.
+    Search,
 }
 
 /// The Unix sockets: one for all services, and beside it `services/NAME.sock` for each.

@@ -25,6 +25,11 @@ pub struct Server {
 }
 
 impl Client {
+    /// Of whom nothing is known.
+    pub fn unknown() -> Self {
+        Self { capabilities: "{}".into(), info: None }
+    }
+
     /// Of the parameters of `initialize`.
     pub fn of_initialize(params: &Members<'_>) -> Self {
         let mut capabilities = params.object("capabilities").unwrap_or_default();

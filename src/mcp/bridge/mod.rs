@@ -8,7 +8,7 @@
 //! Invariants: a request of the client that was taken is given one answer, unless it is withdrawn or lost; ids towards an upstream behind
 //! the bridge are our own; what waits here is bounded in number, and in time by `patience`.
 
-mod capabilities;
+pub mod capabilities;
 mod greeting;
 mod inputs;
 mod listen;

@@ -13,6 +13,8 @@ pub enum Step {
     Withdraw(IdKey),
     /// The client is asked something before this request of its can be answered, so that it gets more time.
     Extend(IdKey),
+    /// The client has answered, so that its request is worked on again.
+    Resume(IdKey),
 }
 
 #[derive(Debug)]
@@ -51,6 +53,10 @@ impl Outbox {
 
     pub fn extend(&mut self, key: IdKey) {
         self.steps.push(Step::Extend(key));
+    }
+
+    pub fn resume(&mut self, key: IdKey) {
+        self.steps.push(Step::Resume(key));
     }
 
     /// An id that nobody else has: as it is written without its quotes, and as a key.

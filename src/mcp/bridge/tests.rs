@@ -97,7 +97,7 @@ impl Ends {
                 Step::Send { line, .. } => self.sent.push(serde_json::from_slice(&line).unwrap()),
                 Step::Give(line) => self.given.push(serde_json::from_slice(&line).unwrap()),
                 Step::Withdraw(key) => self.withdrawn.push(key),
-                Step::Extend(_) => {}
+                Step::Extend(_) | Step::Resume(_) => {}
             }
         }
     }

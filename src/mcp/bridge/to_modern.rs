@@ -269,6 +269,7 @@ impl ToModern {
         if let Some(state) = &round.state {
             letter.params.set("requestState", state.clone());
         }
+        out.resume(key.clone());
         self.send(letter, Call { key, line: round.line.clone(), tries: round.tries }, out);
     }
 

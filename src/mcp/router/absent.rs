@@ -1,6 +1,6 @@
 //! Services that were left out of a list because they were slow or failed: they are asked again, and the client is told when they answer.
 //!
-//! For legacy clients, which are told on the connection; the modern era would need a subscription. Bounds: one question for each
+//! A legacy client is told on the connection, a modern one on its subscriptions. Bounds: one question for each
 //! service at a time, after `FIRST_WAIT`, then at growing distances up to `LONGEST_WAIT` beyond the service's own time-out.
 
 use std::time::Duration;
@@ -10,7 +10,6 @@ use tokio::time::Instant;
 use super::branch::Ask;
 use super::lists::ListKind;
 use super::{Own, Router};
-use crate::mcp::answer;
 use crate::mcp::message::{AnswerBody, IdKey};
 use crate::mcp::protocol::{Era, code};
 
@@ -23,9 +22,6 @@ pub struct Absent {
 
 impl Router {
     pub(super) fn left_out(&mut self, service: &str, list: ListKind) {
-        if self.era != Some(Era::Legacy) {
-            return;
-        }
         let absent = self.absent.entry(service.to_owned()).or_insert_with(|| Absent {
             lists: Vec::new(),
             wait: FIRST_WAIT,
@@ -60,11 +56,12 @@ impl Router {
                 due.push((service, *list));
             }
         }
+        let era = self.era.unwrap_or(Era::Legacy);
         for (service, list) in due {
             let id = self.next_id();
             let key = IdKey::Text(id.as_str().into());
             self.own.insert(key.clone(), Own::Again { service: service.name.to_string() });
-            self.submit(key, Ask::Page { id, method: list.method(), cursor: None }, service, Era::Legacy);
+            self.submit(key, Ask::Page { id, method: list.method(), cursor: None }, service, era);
         }
     }
 
@@ -78,9 +75,7 @@ impl Router {
         tracing::info!(service, "a service that was left out of lists answers");
         let mut changed: Vec<&str> = absent.lists.iter().map(|list| list.capability()).collect();
         changed.dedup();
-        for list in changed {
-            self.client.push(&answer::notification(&format!("notifications/{list}/list_changed")));
-        }
+        self.tell_changed(&changed);
     }
 }
 

@@ -7,20 +7,30 @@
 
 use std::collections::VecDeque;
 
-use serde_json::{Value, json};
 use tokio::io::{DuplexStream, ReadHalf, WriteHalf};
 
 use crate::mcp::Identity;
 use crate::mcp::answer;
+use crate::mcp::bridge::capabilities::{Client, Server};
 use crate::mcp::lines::Lines;
+use crate::mcp::members::Members;
 use crate::mcp::message::IdKey;
-use crate::mcp::protocol::{DISCOVER, Era, INITIALIZE, INITIALIZED, LEGACY, META_VERSION, MODERN};
+use crate::mcp::protocol::{DISCOVER, Era, INITIALIZE, INITIALIZED};
 
 pub struct Branch {
     pub lines: Lines<ReadHalf<DuplexStream>, WriteHalf<DuplexStream>>,
     phase: Phase,
     waiting: VecDeque<(IdKey, Ask)>,
-    capabilities: Value,
+    server: Server,
+}
+
+/// What has become of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Submitted {
+    Sent,
+    Waits,
+    /// It waits for a greeting, which has to begin.
+    Ungreeted,
 }
 
 /// What a service is asked.
@@ -41,17 +51,26 @@ enum Phase {
 
 impl Branch {
     pub fn new(lines: Lines<ReadHalf<DuplexStream>, WriteHalf<DuplexStream>>) -> Self {
-        Self { lines, phase: Phase::Fresh, waiting: VecDeque::new(), capabilities: Value::Null }
+        Self { lines, phase: Phase::Fresh, waiting: VecDeque::new(), server: Server::default() }
     }
 
-    /// Sends a request, now or when the service has been greeted.
-    pub fn submit(&mut self, key: IdKey, ask: Ask, client: Era, identity: &Identity, id: impl FnOnce() -> String) {
-        match self.phase {
-            Phase::Ready(era) if era == client => return self.lines.push(&ask.written(era, identity)),
-            Phase::Fresh | Phase::Ready(_) => self.greet(client, identity, id()),
-            Phase::Greeting(..) => {}
+    /// Sends a request, now or when the service has been greeted. Gives it back, if a greeting has to begin first: `greet`.
+    pub fn submit(&mut self, key: IdKey, ask: Ask, era: Era, client: &Client) -> Submitted {
+        if self.phase == Phase::Ready(era) {
+            self.lines.push(&ask.written(era, client));
+            return Submitted::Sent;
         }
         self.waiting.push_back((key, ask));
+        if matches!(self.phase, Phase::Greeting(..)) { Submitted::Waits } else { Submitted::Ungreeted }
+    }
+
+    /// Neither has it been greeted in this era, nor is a greeting under way.
+    pub fn wants_greeting(&self, era: Era) -> bool {
+        !matches!(self.phase, Phase::Greeting(..)) && self.phase != Phase::Ready(era)
+    }
+
+    pub fn is_ready(&self, era: Era) -> bool {
+        self.phase == Phase::Ready(era)
     }
 
     /// Whether `key` is the id of the greeting that is under way.
@@ -60,19 +79,23 @@ impl Branch {
     }
 
     /// The greeting is answered; `result` if it was one. Gives what will not be sent, because it failed.
-    pub fn greeted(&mut self, result: Option<&str>, identity: &Identity) -> Vec<(IdKey, Ask)> {
-        let Phase::Greeting(era, _) = self.phase else { return Vec::new() };
-        let Some(mut found) = result.and_then(|result| serde_json::from_str::<Value>(result).ok()) else {
-            self.phase = Phase::Fresh;
-            return self.take_waiting();
+    pub fn greeted(&mut self, result: Option<&str>, client: &Client) -> Result<Server, Vec<(IdKey, Ask)>> {
+        let Phase::Greeting(era, _) = self.phase else { return Err(Vec::new()) };
+        let found = match era {
+            Era::Legacy => result.and_then(Server::of_initialize),
+            Era::Modern => result.and_then(Server::of_discover),
         };
-        self.capabilities = found["capabilities"].take();
+        let Some(found) = found else {
+            self.phase = Phase::Fresh;
+            return Err(self.take_waiting());
+        };
+        self.server = found.clone();
         if era == Era::Legacy {
             self.lines.push(&answer::notification(INITIALIZED));
         }
         self.phase = Phase::Ready(era);
-        self.waiting.drain(..).for_each(|(_, ask)| self.lines.push(&ask.written(era, identity)));
-        Vec::new()
+        self.waiting.drain(..).for_each(|(_, ask)| self.lines.push(&ask.written(era, client)));
+        Ok(found)
     }
 
     /// Takes a request back that has not been sent.
@@ -88,20 +111,14 @@ impl Branch {
 
     /// Whether it said that it has a capability; unknown before the greeting.
     pub fn lacks(&self, capability: &str) -> bool {
-        matches!(self.phase, Phase::Ready(_)) && self.capabilities.get(capability).is_none_or(Value::is_null)
+        matches!(self.phase, Phase::Ready(_)) && !self.server.has(capability)
     }
 
-    fn greet(&mut self, era: Era, identity: &Identity, id: String) {
+    /// Begins the greeting, in the client's name.
+    pub fn greet(&mut self, era: Era, client: &Client, identity: &Identity, id: String) {
         let line = match era {
-            Era::Legacy => {
-                let params = json!({
-                    "protocolVersion": LEGACY[0],
-                    "capabilities": {},
-                    "clientInfo": { "name": identity.name, "version": identity.version },
-                });
-                answer::request(&id, INITIALIZE, &params.to_string())
-            }
-            Era::Modern => answer::request(&id, DISCOVER, &json!({ "_meta": modern_meta(identity) }).to_string()),
+            Era::Legacy => answer::request(&id, INITIALIZE, &client.initialize(&identity.name, &identity.version)),
+            Era::Modern => answer::request(&id, DISCOVER, &format!("{{\"_meta\":{}}}", meta(client))),
         };
         self.lines.push(&line);
         self.phase = Phase::Greeting(era, IdKey::Text(id.into()));
@@ -109,12 +126,12 @@ impl Branch {
 }
 
 impl Ask {
-    fn written(self, era: Era, identity: &Identity) -> Vec<u8> {
+    fn written(self, era: Era, client: &Client) -> Vec<u8> {
         match self {
             Self::Line(line) => line,
             Self::Page { id, method, cursor } => {
                 let cursor = cursor.map(|cursor| format!("\"cursor\":{cursor}"));
-                let meta = (era == Era::Modern).then(|| format!("\"_meta\":{}", modern_meta(identity)));
+                let meta = (era == Era::Modern).then(|| format!("\"_meta\":{}", meta(client)));
                 let params: Vec<String> = cursor.into_iter().chain(meta).collect();
                 answer::request(&id, method, &format!("{{{}}}", params.join(",")))
             }
@@ -123,10 +140,8 @@ impl Ask {
 }
 
 /// `params._meta` of a request of our own in the modern era.
-fn modern_meta(identity: &Identity) -> Value {
-    json!({
-        META_VERSION: MODERN,
-        "io.modelcontextprotocol/clientCapabilities": {},
-        "io.modelcontextprotocol/clientInfo": { "name": identity.name, "version": identity.version },
-    })
+pub fn meta(client: &Client) -> String {
+    let mut meta = Members::default();
+    client.say_in(&mut meta, None);
+    meta.write()
 }

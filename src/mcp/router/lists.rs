@@ -1,16 +1,15 @@
 //! Lists of several services made into one: `tools/list` and its kin.
 //!
-//! An item keeps its bytes but for its name. Order: by service, then as the service has it. A service that does not answer is left out
-//! and named in `_meta`. Bounds: `MAX_PAGES` of one service, and the size of a message for the whole.
+//! An item keeps its bytes but for its name or address. Order: by service, then as the service has it. A service that does not answer is left
+//! out and named in `_meta`. Bounds: `MAX_PAGES` of one service, and the size of a message for the whole.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
-use serde::Deserialize;
-use serde_json::json;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
-use super::names::prefixed;
+use super::names::{address, prefixed};
 use crate::mcp::message::Field;
 use crate::mcp::protocol::{Era, PROMPTS_LIST, RESOURCES_LIST, TEMPLATES_LIST, TOOLS_LIST};
 use crate::mcp::splice;
@@ -59,9 +58,23 @@ impl ListKind {
         }
     }
 
-    fn is_prefixed(self) -> bool {
-        matches!(self, Self::Tools | Self::Prompts)
+    /// The member by which an item is asked for.
+    fn member(self) -> &'static str {
+        match self {
+            Self::Tools | Self::Prompts => "name",
+            Self::Resources => "uri",
+            Self::Templates => "uriTemplate",
+        }
     }
+}
+
+/// What an item is called by its service, where that cannot be told from what it is called here.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Known {
+    /// A resource, or a template, which may be asked for by its own address as well.
+    Address(String),
+    /// A name that was shortened, and the whole one.
+    Shortened(String, String),
 }
 
 /// What has come for one list so far.
@@ -95,44 +108,44 @@ impl Collection {
         Self { kind, parts, bytes: 0, limit }
     }
 
-    /// Takes a page of a service. Gives the addresses of the resources in it.
-    pub fn add(&mut self, service: &str, result: &str) -> (Page, Vec<String>) {
-        let mut uris = Vec::new();
-        let Some(part) = self.parts.get_mut(service) else { return (Page::Last, uris) };
+    /// Takes a page of a service. Gives what has to be known of the items in it.
+    pub fn add(&mut self, service: &str, result: &str) -> (Page, Vec<Known>) {
+        let mut known = Vec::new();
+        let Some(part) = self.parts.get_mut(service) else { return (Page::Last, known) };
         part.pages += 1;
         let Ok(members) = serde_json::from_str::<HashMap<Cow<'_, str>, &RawValue>>(result) else {
             part.fail("its list is not an object");
-            return (Page::Last, uris);
+            return (Page::Last, known);
         };
         let items = members.get(self.kind.key()).map(|items| serde_json::from_str::<Vec<&RawValue>>(items.get()));
         let Some(Ok(items)) = items else {
             part.fail("its list has no items");
-            return (Page::Last, uris);
+            return (Page::Last, known);
         };
         for item in items {
             self.bytes += item.get().len();
             if self.bytes > self.limit {
                 part.fail("the list of all services is larger than a message may be");
-                return (Page::Last, uris);
+                return (Page::Last, known);
             }
             match named(self.kind, service, item.get()) {
-                Some(item) => part.items.push(item),
+                Some((item, its)) => {
+                    part.items.push(item);
+                    known.extend(its);
+                }
                 None => tracing::warn!(service, list = self.kind.method(), "an item without a proper name is left out"),
-            }
-            if self.kind == ListKind::Resources {
-                uris.extend(serde_json::from_str::<Resource>(item.get()).ok().map(|resource| resource.uri));
             }
         }
         let cursor = members.get("nextCursor").map(|cursor| cursor.get()).filter(|cursor| *cursor != "null");
         match cursor {
             Some(_) if part.pages >= MAX_PAGES => {
                 part.fail("its list has too many pages");
-                (Page::Last, uris)
+                (Page::Last, known)
             }
-            Some(cursor) => (Page::More(cursor.to_owned()), uris),
+            Some(cursor) => (Page::More(cursor.to_owned()), known),
             None => {
                 part.done = true;
-                (Page::Last, uris)
+                (Page::Last, known)
             }
         }
     }
@@ -167,23 +180,34 @@ impl Collection {
         left_out
     }
 
-    /// The result, as JSON.
-    pub fn result(&self, era: Era) -> String {
-        let items: Vec<&str> = self.parts.values().flat_map(|part| part.items.iter().map(String::as_str)).collect();
-        let mut result = format!("{{\"{}\":[{}]", self.kind.key(), items.join(","));
-        let problems = self.parts.iter().filter_map(|(service, part)| {
+    /// The items, by service.
+    pub fn take_items(&mut self) -> Vec<String> {
+        self.parts.values_mut().flat_map(|part| std::mem::take(&mut part.items)).collect()
+    }
+
+    /// Who is missing, and why.
+    pub fn unavailable(&self) -> Vec<Value> {
+        let missing = self.parts.iter().filter_map(|(service, part)| {
             part.problem.as_ref().map(|problem| json!({ "service": service, "reason": problem }))
         });
-        let problems: Vec<_> = problems.collect();
-        if !problems.is_empty() {
-            result.push_str(&format!(",\"_meta\":{}", json!({ UNAVAILABLE: problems })));
-        }
-        if era == Era::Modern {
-            result.push_str(MODERN_MEMBERS);
-        }
-        result.push('}');
-        result
+        missing.collect()
     }
+}
+
+/// The result of a list, as JSON; `next` is one too.
+pub fn result(kind: ListKind, items: &[String], next: Option<&str>, unavailable: &[Value], era: Era) -> String {
+    let mut result = format!("{{\"{}\":[{}]", kind.key(), items.join(","));
+    if let Some(next) = next {
+        result.push_str(&format!(",\"nextCursor\":{next}"));
+    }
+    if !unavailable.is_empty() {
+        result.push_str(&format!(",\"_meta\":{}", json!({ UNAVAILABLE: unavailable })));
+    }
+    if era == Era::Modern {
+        result.push_str(MODERN_MEMBERS);
+    }
+    result.push('}');
+    result
 }
 
 impl Part {
@@ -193,24 +217,22 @@ impl Part {
     }
 }
 
-#[derive(Deserialize)]
-struct Resource {
-    uri: String,
-}
-
-#[derive(Deserialize)]
-struct Named<'a> {
-    #[serde(borrow)]
-    name: &'a RawValue,
-}
-
-/// The item with its name in the aggregate.
-fn named(kind: ListKind, service: &str, item: &str) -> Option<String> {
-    if !kind.is_prefixed() {
-        return Some(item.to_owned());
-    }
-    let name = Field(serde_json::from_str::<Named<'_>>(item).ok()?.name.get());
-    splice::replace(item, name, &json!(prefixed(service, &name.text()?)).to_string())
+/// The item as the aggregate has it.
+fn named(kind: ListKind, service: &str, item: &str) -> Option<(String, Option<Known>)> {
+    let members = serde_json::from_str::<HashMap<Cow<'_, str>, &RawValue>>(item).ok()?;
+    let field = Field(members.get(kind.member())?.get());
+    let own = field.text()?;
+    let (name, known) = match kind {
+        ListKind::Tools | ListKind::Prompts => {
+            let (name, shortened) = prefixed(service, &own);
+            let known = shortened.then(|| Known::Shortened(name.clone(), own.clone().into_owned()));
+            (name, known)
+        }
+        ListKind::Resources | ListKind::Templates => {
+            (address(service, &own), Some(Known::Address(own.clone().into_owned())))
+        }
+    };
+    Some((splice::replace(item, field, &json!(name).to_string())?, known))
 }
 
 /// The key in `_meta` under which services are named that are missing from a list.
@@ -237,7 +259,7 @@ mod tests {
         assert_eq!(list.add("a", r#"{"tools":[{"name":"t0"}]}"#).0, Page::Last);
         assert!(list.is_done());
         assert_eq!(
-            list.result(Era::Legacy),
+            result(ListKind::Tools, &list.take_items(), None, &list.unavailable(), Era::Legacy),
             r#"{"tools":[{"name":"a__t0"},{ "x":1.0, "name":"b__t1" , "deep":{"name":"no"}},{"name":"b__t2"}]}"#
         );
     }
@@ -245,11 +267,14 @@ mod tests {
     #[test]
     fn who_does_not_answer_is_named_and_the_others_are_listed() {
         let mut list = collection(ListKind::Resources);
-        let (_, uris) = list.add("a", r#"{"resources":[{"uri":"file:///x"}]}"#);
-        assert_eq!(uris, ["file:///x"]);
+        let (_, known) = list.add("a", r#"{"resources":[{"uri":"file:///x"}]}"#);
+        assert_eq!(known, [Known::Address("file:///x".into())]);
         list.give_up();
-        let result: serde_json::Value = serde_json::from_str(&list.result(Era::Modern)).unwrap();
-        assert_eq!(result["resources"][0]["uri"], "file:///x");
+        let items = list.take_items();
+        let text = result(ListKind::Resources, &items, Some("\"c\""), &list.unavailable(), Era::Modern);
+        let result: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(result["resources"][0]["uri"], "mcpeg://a/file:///x");
+        assert_eq!(result["nextCursor"], "c");
         assert_eq!(result["_meta"]["mcpeg/unavailable"][0]["service"], "b");
         assert_eq!((&result["resultType"], &result["ttlMs"]), (&json!("complete"), &json!(0)));
     }

@@ -1,21 +1,28 @@
 //! One client on the aggregate's socket: mcpeg itself is the MCP server, and all services are behind it.
 //!
-//! A tool `t` of the service `s` is `s__t`. Lists are made from those of all services (`lists`); a call loses its prefix and goes, with
-//! the client's own id, to the service's `branch`, and its answer comes back byte for byte. What a client may ask for here is what is
-//! answered: tools, prompts, resources, ping; both eras. Servers' requests to the client (sampling, elicitation, roots) are refused, as no
-//! such capability is offered to them.
+//! A tool `t` of the service `s` is `s__t`, its resource `u` is `mcpeg://s/u`. Lists are made from those of all services (`listing`); a
+//! request that is for one service loses its prefix and goes, with the client's own id, to the service's `branch`, and its answer comes back byte for byte.
+//! What a service asks the client (`asked`) comes back to it; what it tells goes to the client, or to its subscriptions (`listens`).
+//!
+//! A branch speaks the client's era: where the service speaks the other one, the session behind it translates.
 //!
 //! Invariants: every id in `open` is answered or cancelled once; ids of our own begin with a random mark, so that no client's id is
 //! one; requests that go to one service are recorded by the session behind its branch, all others here.
 
 mod absent;
+mod asked;
 mod branch;
+mod hello;
+mod listens;
+mod listing;
 mod lists;
 pub mod names;
+mod pages;
 mod replies;
 mod requests;
+mod search;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::future::{pending, poll_fn};
 use std::io;
 use std::sync::Arc;
@@ -27,8 +34,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use self::absent::Absent;
+use self::asked::Asked;
 use self::branch::Branch;
+use self::listens::Listening;
 use self::lists::Collection;
+use self::pages::Pages;
+use self::search::Query;
+use super::bridge::capabilities::Client;
 use super::call::{Call, Ending, Peer};
 use super::lines::{Lines, Progress};
 use super::message::IdKey;
@@ -57,8 +69,21 @@ pub struct Router {
     own: HashMap<IdKey, Own>,
     /// Services that are missing from lists which the client has.
     absent: BTreeMap<String, Absent>,
-    /// Which service has listed a resource.
-    resources: HashMap<String, String>,
+    /// Which service has listed a resource, or a template, by its own address.
+    addresses: HashMap<String, String>,
+    /// Names that had to be shortened: the service, and the name there.
+    shortened: HashMap<String, (String, String)>,
+    /// Resources that a legacy client is subscribed to, by service and address there, as the client has written them.
+    subscribed: HashMap<(String, String), String>,
+    /// Requests of services that the client has not answered.
+    asked: HashMap<IdKey, Asked>,
+    pages: Pages,
+    /// The tools of all services, for searches.
+    catalogue: Option<Catalogue>,
+    /// Who the client says that it is, and what it can.
+    introduced: Client,
+    /// What a legacy client wants to hear of logs.
+    level: Option<String>,
     mark: u64,
     count: u64,
     /// What the client speaks, by its last request.
@@ -76,19 +101,47 @@ enum Open {
     Routed {
         service: String,
         id: Box<str>,
+        /// It was asked for by an address of the aggregate, so that the answer gets such ones.
+        addressed: bool,
     },
     Listing {
         call: Call,
         era: Era,
         list: Collection,
+        purpose: Purpose,
+        deadline: Instant,
+        /// The least severe level of the log that it wants to be told, if any.
+        level: Option<String>,
+    },
+    /// Services are greeted, to know what they have.
+    Greeting {
+        call: Call,
+        era: Era,
+        /// The version that a legacy client wants.
+        version: Option<String>,
+        waiting: BTreeSet<String>,
         deadline: Instant,
     },
+    Listening(Box<Listening>),
     /// Services are tried one after the other; `line` is the request.
     Searching {
         call: Call,
         line: String,
         left: VecDeque<String>,
     },
+}
+
+/// What a search has found out, for the next one.
+struct Catalogue {
+    tools: Vec<String>,
+    unavailable: Vec<serde_json::Value>,
+    until: Instant,
+}
+
+/// What a list is made for.
+enum Purpose {
+    List,
+    Find(Query),
 }
 
 /// A request of our own, and whom it is for.
@@ -103,6 +156,15 @@ enum Own {
     },
     /// To a service that was left out of a list.
     Again {
+        service: String,
+    },
+    /// A subscription to what a service tells, for one of the client's.
+    Listen {
+        open: IdKey,
+        service: String,
+    },
+    /// The answer does not matter.
+    Said {
         service: String,
     },
 }
@@ -123,7 +185,14 @@ impl Router {
             open: HashMap::new(),
             own: HashMap::new(),
             absent: BTreeMap::new(),
-            resources: HashMap::new(),
+            addresses: HashMap::new(),
+            shortened: HashMap::new(),
+            subscribed: HashMap::new(),
+            asked: HashMap::new(),
+            pages: Pages::default(),
+            catalogue: None,
+            introduced: Client::unknown(),
+            level: None,
             mark: random(),
             count: 0,
             era: None,
@@ -136,7 +205,7 @@ impl Router {
 
     pub async fn run(mut self) {
         self.shared.recorder.metrics.session_opened(&self.name);
-        while self.client_reads && !(self.open.is_empty() && (self.is_closing() || !self.client_writes)) {
+        while self.client_reads && !(self.only_listens() && (self.is_closing() || !self.client_writes)) {
             let read_client = self.client_writes && !self.is_closing() && self.has_room();
             let read_branches = !self.client.congested();
             let deadline = self.deadline();
@@ -156,6 +225,17 @@ impl Router {
 
     fn is_closing(&self) -> bool {
         self.registry.borrow().closing
+    }
+
+    /// The services that this client may use: another one is not there for it.
+    fn visible(&self, registry: &Registry) -> Vec<Arc<Service>> {
+        let services = registry.services.values();
+        services.filter(|service| service.policy().refuses_peer(self.peer).is_none()).cloned().collect()
+    }
+
+    /// Nothing is under way but subscriptions, which may take for ever.
+    fn only_listens(&self) -> bool {
+        self.open.values().all(|open| matches!(open, Open::Listening(_)))
     }
 
     fn has_room(&self) -> bool {
@@ -204,7 +284,8 @@ impl Router {
 
     fn deadline(&self) -> Option<Instant> {
         let lists = self.open.values().filter_map(|open| match open {
-            Open::Listing { deadline, .. } => Some(*deadline),
+            Open::Listing { deadline, .. } | Open::Greeting { deadline, .. } => Some(*deadline),
+            Open::Listening(listening) => listening.deadline(),
             Open::Routed { .. } | Open::Searching { .. } => None,
         });
         let absent = self.absent.values().map(|absent| absent.again);
@@ -216,7 +297,11 @@ impl Router {
             match open {
                 // Recorded by the session behind the branch, or below.
                 Open::Routed { .. } => {}
-                Open::Listing { call, .. } | Open::Searching { call, .. } => self.record(&call, &Ending::ClientGone),
+                Open::Listening(listening) if self.client_reads => self.end_listening(*listening),
+                Open::Listening(listening) => self.record(&listening.call, &Ending::ClientGone),
+                Open::Listing { call, .. } | Open::Searching { call, .. } | Open::Greeting { call, .. } => {
+                    self.record(&call, &Ending::ClientGone);
+                }
             }
         }
         for (service, branch) in &mut std::mem::take(&mut self.branches) {

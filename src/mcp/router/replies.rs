@@ -1,12 +1,16 @@
 //! What comes back from the services of an aggregate.
 
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+
 use super::branch::Ask;
-use super::lists::Page;
+use super::names::address;
 use super::{Open, Own, Router, revisions};
 use crate::mcp::answer;
 use crate::mcp::call::{Call, Ending};
-use crate::mcp::message::{Answer, AnswerBody, Field, IdKey, Message, Request, parse};
-use crate::mcp::protocol::{CANCELLED, Era, PING, code};
+use crate::mcp::message::{Answer, AnswerBody, Field, IdKey, Message, Notification, parse};
+use crate::mcp::protocol::{CANCELLED, Era, code};
 use crate::mcp::splice;
 use crate::mcp::upstream::Failure;
 
@@ -15,39 +19,72 @@ impl Router {
         while let Some(Ok(line)) = self.branches.get_mut(service).and_then(|branch| branch.lines.next_line()) {
             match parse(&line) {
                 Ok(Message::Answer(answer)) => self.on_answer(service, &answer, &line),
-                Ok(Message::Request(request)) => self.on_server_request(service, &request),
-                // The server takes back a request that was refused already.
-                Ok(Message::Notification(notification)) if notification.method == CANCELLED => {}
-                Ok(Message::Notification(_)) => self.client.push(&line),
+                Ok(Message::Request(request)) => self.on_server_request(service, &request, text_of(&line)),
+                Ok(Message::Notification(notification)) => self.on_service_notification(service, &notification, &line),
                 Err(refusal) => tracing::warn!(service, %refusal, "a line of a service's session is no message"),
             }
         }
     }
 
-    /// When services have come, gone or changed, a legacy client is told that its lists are not the same any more.
-    pub(super) fn services_changed(&mut self) {
-        let registry = self.registry.borrow_and_update().clone();
-        self.resources.retain(|_, service| registry.services.contains_key(service));
-        let before = std::mem::replace(&mut self.known, revisions(&registry));
-        if self.era == Some(Era::Legacy) && before != self.known {
-            for list in ["tools", "prompts", "resources"] {
-                self.client.push(&answer::notification(&format!("notifications/{list}/list_changed")));
+    fn on_service_notification(&mut self, service: &str, notification: &Notification<'_>, line: &[u8]) {
+        let text = text_of(line);
+        match notification.method.as_ref() {
+            _ if self.on_told(service, notification, text) => {}
+            CANCELLED => self.on_server_cancelled(service, notification, text),
+            UPDATED if self.era == Some(Era::Legacy) => {
+                let Some((field, there)) = notification.params.uri.and_then(|field| Some((field, field.text()?)))
+                else {
+                    return;
+                };
+                let written = self.subscribed.get(&(service.to_owned(), there.clone().into_owned())).cloned();
+                let written = written.unwrap_or_else(|| address(service, &there));
+                if let Some(line) = splice::replace(text, field, &json!(written).to_string()) {
+                    self.client.push(line.as_bytes());
+                }
+            }
+            method => {
+                if method == "notifications/tools/list_changed" {
+                    self.catalogue = None;
+                    if self.registry.borrow().aggregate.search {
+                        return;
+                    }
+                }
+                self.client.push(line);
             }
         }
     }
 
-    /// Lists whose time is over.
+    /// When services have come, gone or changed, the client is told that its lists are not the same any more.
+    pub(super) fn services_changed(&mut self) {
+        let registry = self.registry.borrow_and_update().clone();
+        self.addresses.retain(|_, service| registry.services.contains_key(service));
+        self.shortened.retain(|_, (service, _)| registry.services.contains_key(service));
+        let before = std::mem::replace(&mut self.known, revisions(&registry));
+        if before != self.known {
+            self.tell_changed(&["tools", "prompts", "resources"]);
+            self.listen_to_new(&registry);
+        }
+    }
+
+    /// Lists, greetings and subscriptions whose time is over.
     pub(super) fn expire(&mut self) {
         let now = tokio::time::Instant::now();
         self.ask_absent();
-        let mut due = Vec::new();
+        let (mut due, mut greetings, mut listens) = (Vec::new(), Vec::new(), Vec::new());
         for (key, open) in &mut self.open {
-            if let Open::Listing { list, deadline, .. } = open
-                && *deadline <= now
-            {
-                due.push((key.clone(), list.kind, list.give_up()));
+            match open {
+                Open::Listing { list, deadline, .. } if *deadline <= now => {
+                    due.push((key.clone(), list.kind, list.give_up()));
+                }
+                Open::Greeting { deadline, .. } if *deadline <= now => greetings.push(key.clone()),
+                Open::Listening(listening) if listening.deadline().is_some_and(|until| until <= now) => {
+                    listens.push(key.clone());
+                }
+                _ => {}
             }
         }
+        greetings.iter().for_each(|key| self.finish_hello_if_known(key, true));
+        listens.iter().for_each(|key| self.acknowledge_if_sure(key, true));
         for (key, kind, left_out) in due {
             left_out.iter().for_each(|service| self.left_out(service, kind));
             self.finish_list_if_done(&key);
@@ -58,6 +95,8 @@ impl Router {
     pub(super) fn branch_ended(&mut self, service: &str) {
         let unsent = self.branches.remove(service).map(|mut branch| branch.take_waiting()).unwrap_or_default();
         self.unsent_failed(service, unsent, "its session has ended");
+        self.met(service);
+        self.take_questions_back(service);
         let own = self.own.iter().filter(|(_, own)| own.service() == service).map(|(key, _)| key.clone());
         for key in own.collect::<Vec<_>>() {
             self.own_failed(&key, "its session has ended");
@@ -72,17 +111,6 @@ impl Router {
             }
             _ => true,
         });
-    }
-
-    pub(super) fn finish_list_if_done(&mut self, key: &IdKey) {
-        let Some(Open::Listing { list, .. }) = self.open.get(key) else { return };
-        if !list.is_done() {
-            return;
-        }
-        if let Some(Open::Listing { call, era, list, .. }) = self.open.remove(key) {
-            let line = answer::result(Field(&call.id), &list.result(era));
-            self.settle(&call, &Ending::Answered { tool_error: false }, line);
-        }
     }
 
     /// No service has the resource. The last one's error says it best.
@@ -114,45 +142,23 @@ impl Router {
         match self.own.remove(key) {
             Some(Own::Page { open, service }) => self.on_page(&open, &service, answer, result),
             Some(Own::Again { service }) => self.on_again(&service, &answer.body),
+            Some(Own::Listen { open, service }) => self.listen_ended(&open, &service),
+            Some(Own::Said { .. }) => {}
             Some(Own::Search { open, .. }) => self.on_search(&open, answer, line, result),
-            None => self.on_routed(key, line),
+            None => self.on_routed(key, line, result),
         }
     }
 
-    fn on_routed(&mut self, key: &IdKey, line: &str) {
+    fn on_routed(&mut self, key: &IdKey, line: &str, result: Option<Field<'_>>) {
         // Whoever cancelled does not want the answer any more.
-        if let Some(Open::Routed { .. }) = self.open.remove(key) {
-            self.client.push(line.as_bytes());
-        }
-    }
-
-    fn on_page(&mut self, open: &IdKey, service: &str, answer: &Answer<'_>, result: Option<Field<'_>>) {
-        let Some(Open::Listing { list, era, .. }) = self.open.get_mut(open) else { return };
-        let (kind, era) = (list.kind, *era);
-        let Some(result) = result else {
-            match answer.body {
-                // It does not know the method: it has nothing of the kind.
-                AnswerBody::Error { code: Some(code), .. } if code == i64::from(code::METHOD_NOT_FOUND) => {
-                    list.add_nothing(service);
-                    return self.finish_list_if_done(open);
-                }
-                _ => return self.page_failed(open, service, &error_of(answer, service)),
+        match self.open.remove(key) {
+            Some(Open::Routed { service, addressed: true, .. }) => {
+                let readdressed = readdressed(&service, line, result);
+                self.client.push(readdressed.as_deref().unwrap_or(line).as_bytes());
             }
-        };
-        let (page, uris) = list.add(service, result.raw());
-        for uri in uris {
-            if self.resources.len() < MAX_RESOURCES {
-                self.resources.entry(uri).or_insert_with(|| service.to_owned());
-            }
-        }
-        let found = self.registry.borrow().services.get(service).cloned();
-        match (page, found) {
-            (Page::More(cursor), Some(service)) => self.ask_for_page(open, kind, &service, era, Some(cursor)),
-            (Page::More(_), None) => self.page_failed(open, service, "it was removed"),
-            (Page::Last, _) => {
-                self.listed(service, kind);
-                self.finish_list_if_done(open);
-            }
+            Some(Open::Routed { .. }) => self.client.push(line.as_bytes()),
+            Some(other) => drop(self.open.insert(key.clone(), other)),
+            None => {}
         }
     }
 
@@ -166,22 +172,19 @@ impl Router {
         }
     }
 
-    fn on_server_request(&mut self, service: &str, request: &Request<'_>) {
-        let Some(branch) = self.branches.get_mut(service) else { return };
-        let line = if request.method == PING {
-            answer::result(request.id, "{}")
-        } else {
-            let message = "the aggregate offers servers no such capability";
-            answer::error(Some(request.id), code::METHOD_NOT_FOUND, message, None)
-        };
-        branch.lines.push(&line);
-    }
-
     fn greeted(&mut self, service: &str, result: Option<&str>, problem: &str) {
-        let shared = self.shared.clone();
+        let client = self.introduced.clone();
         let Some(branch) = self.branches.get_mut(service) else { return };
-        let unsent = branch.greeted(result, &shared.identity);
-        self.unsent_failed(service, unsent, problem);
+        match branch.greeted(result, &client) {
+            Ok(server) => {
+                if let Some(service) = self.registry.borrow().services.get(service) {
+                    service.introduced(server);
+                }
+                self.pass_level_on(service);
+            }
+            Err(unsent) => self.unsent_failed(service, unsent, problem),
+        }
+        self.met(service);
     }
 
     /// Requests that never went to their service, so that nobody else records and answers them.
@@ -220,26 +223,17 @@ impl Router {
     fn own_failed(&mut self, key: &IdKey, problem: &str) {
         match self.own.remove(key) {
             Some(Own::Page { open, service }) => self.page_failed(&open, &service, problem),
+            Some(Own::Listen { open, service }) => self.listen_ended(&open, &service),
+            Some(Own::Said { .. }) => {}
             Some(Own::Search { open, .. }) => self.search_on(&open, None),
             // It is asked again later.
             Some(Own::Again { .. }) | None => {}
         }
     }
-
-    fn page_failed(&mut self, open: &IdKey, service: &str, problem: &str) {
-        // Why is for the client alone: it may be the server's own text.
-        tracing::warn!(service, "a service is left out of a list");
-        if let Some(Open::Listing { list, .. }) = self.open.get_mut(open) {
-            list.fail(service, problem);
-            let kind = list.kind;
-            self.left_out(service, kind);
-        }
-        self.finish_list_if_done(open);
-    }
 }
 
 /// What the error of an answer says, cut to a length that a list of problems can bear, without the name that is said anyway.
-fn error_of(answer: &Answer<'_>, service: &str) -> String {
+pub(super) fn error_of(answer: &Answer<'_>, service: &str) -> String {
     let message = match answer.body {
         AnswerBody::Error { message, .. } => message.and_then(Field::text),
         AnswerBody::Result { .. } => None,
@@ -249,13 +243,49 @@ fn error_of(answer: &Answer<'_>, service: &str) -> String {
     message.chars().take(MAX_PROBLEM_CHARS).collect()
 }
 
+/// What was read, with addresses of the aggregate in it. `None`: there are none to change.
+fn readdressed(service: &str, line: &str, result: Option<Field<'_>>) -> Option<String> {
+    let read: Read<'_> = serde_json::from_str(result?.raw()).ok()?;
+    let addresses: Vec<(Field<'_>, String)> = read
+        .contents
+        .iter()
+        .filter_map(|content| {
+            let field = Field(content.uri?.get());
+            Some((field, json!(address(service, &field.text()?)).to_string()))
+        })
+        .collect();
+    let parts: Vec<(Field<'_>, &str)> = addresses.iter().map(|(field, address)| (*field, address.as_str())).collect();
+    splice::replace_each(line, &parts)
+}
+
+#[derive(Deserialize)]
+struct Read<'a> {
+    #[serde(borrow)]
+    contents: Vec<Content<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Content<'a> {
+    #[serde(borrow)]
+    uri: Option<&'a RawValue>,
+}
+
+/// `parse` has checked that the line is UTF-8.
+fn text_of(line: &[u8]) -> &str {
+    std::str::from_utf8(line).unwrap_or_default()
+}
+
 impl Own {
     fn service(&self) -> &str {
         match self {
-            Self::Page { service, .. } | Self::Search { service, .. } | Self::Again { service } => service,
+            Self::Page { service, .. }
+            | Self::Search { service, .. }
+            | Self::Again { service }
+            | Self::Listen { service, .. }
+            | Self::Said { service } => service,
         }
     }
 }
 
-const MAX_RESOURCES: usize = 10_000;
+const UPDATED: &str = "notifications/resources/updated";
 const MAX_PROBLEM_CHARS: usize = 300;

@@ -3,21 +3,24 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use serde::Deserialize;
 use serde_json::json;
-use tokio::time::Instant;
+use serde_json::value::RawValue;
 
-use super::branch::Ask;
-use super::lists::{Collection, ListKind};
-use super::names;
+use super::branch::{Ask, Submitted};
+use super::lists::ListKind;
+use super::names::{self, split_address};
+use super::search::{self, Query};
 use super::{Open, Own, Router};
 use crate::mcp::answer;
 use crate::mcp::call::{Call, Ending};
 use crate::mcp::lines::TooLong;
+use crate::mcp::members::Members;
 use crate::mcp::message::{Field, IdKey, Message, Notification, Refusal, Request, id_of_refused, parse};
 use crate::mcp::policy::{Denial, decide};
 use crate::mcp::protocol::{
-    CANCELLED, DISCOVER, Era, INITIALIZE, LEGACY, MODERN, PING, PROMPTS_GET, RESOURCES_READ, SUBSCRIBE, TOOLS_CALL,
-    UNSUBSCRIBE, code,
+    CANCELLED, COMPLETE, DISCOVER, Era, INITIALIZE, LISTEN, MODERN, PING, PROGRESS, PROMPTS_GET, RESOURCES_READ,
+    SET_LEVEL, SUBSCRIBE, TOOLS_CALL, UNSUBSCRIBE, code,
 };
 use crate::mcp::registry::Registry;
 use crate::mcp::service::Service;
@@ -38,8 +41,7 @@ impl Router {
             match parse(&line) {
                 Ok(Message::Request(request)) => self.on_request(&request, &line),
                 Ok(Message::Notification(notification)) => self.on_notification(&notification, &line),
-                // The client is asked nothing, so there is nothing that it could answer.
-                Ok(Message::Answer(_)) => {}
+                Ok(Message::Answer(answer)) => self.on_client_answer(&answer, text_of(&line)),
                 Err(refusal) => self.refuse(id_of_refused(&line), &refusal, "invalid_request"),
             }
         }
@@ -59,20 +61,27 @@ impl Router {
             Some(_) => Era::Modern,
             None => Era::Legacy,
         };
-        self.era = Some(era);
-        // `parse` has checked that the line is UTF-8.
-        let Ok(text) = std::str::from_utf8(line) else { return };
+        let first = self.era.replace(era).is_none();
+        let text = text_of(line);
+        if era == Era::Modern && (first || self.branches.len() < registry.services.len()) {
+            self.introduce(text, era);
+        }
         match request.method.as_ref() {
-            INITIALIZE => {
-                let result = self.initialize_result(request);
-                self.answer_at_once(request, &result);
+            INITIALIZE | DISCOVER => self.hello(request, text, era, &registry),
+            PING if era == Era::Legacy => self.answer_at_once(request, "{}"),
+            TOOLS_CALL if registry.aggregate.search && self.is_search(request) => {
+                self.search(request, text, era, &registry);
             }
-            DISCOVER => self.answer_at_once(request, &self.discover_result()),
-            PING => self.answer_at_once(request, "{}"),
             TOOLS_CALL | PROMPTS_GET => self.route_by_name(request, text, era, &registry),
             RESOURCES_READ | SUBSCRIBE | UNSUBSCRIBE => self.route_by_uri(request, text, era, &registry),
+            COMPLETE => self.route_by_reference(request, text, era, &registry),
+            LISTEN if era == Era::Modern => self.listen(request, text, &registry),
+            SET_LEVEL if era == Era::Legacy => {
+                let level = Members::read(text).and_then(|message| message.object("params")?.text("level"));
+                self.set_level(request, level);
+            }
             method => match ListKind::of(method) {
-                Some(kind) => self.list(request, kind, era, &registry),
+                Some(kind) => self.list(request, text, kind, era, &registry),
                 None => {
                     let message = format!("the aggregate does not have the method {method:?}");
                     self.refuse_request(request, code::METHOD_NOT_FOUND, &message, "method_not_found");
@@ -82,8 +91,11 @@ impl Router {
     }
 
     fn on_notification(&mut self, notification: &Notification<'_>, line: &[u8]) {
-        if notification.method != CANCELLED {
-            return;
+        match notification.method.as_ref() {
+            CANCELLED => {}
+            PROGRESS => return self.on_client_progress(notification, text_of(line)),
+            ROOTS_CHANGED => return self.tell_all(line),
+            _ => return,
         }
         let Some(open) = notification.cancelled().and_then(|key| Some((key.clone(), self.open.remove(&key)?))) else {
             return;
@@ -96,65 +108,143 @@ impl Router {
                     None => branch.lines.push(line),
                 }
             }
-            (_, Open::Listing { call, .. } | Open::Searching { call, .. }) => self.record(&call, &Ending::Cancelled),
+            (_, Open::Listing { call, .. } | Open::Searching { call, .. } | Open::Greeting { call, .. }) => {
+                self.record(&call, &Ending::Cancelled);
+            }
+            (_, Open::Listening(listening)) => self.stop_listening(*listening),
         }
-    }
-
-    fn initialize_result(&mut self, request: &Request<'_>) -> String {
-        let wanted = request.params.protocol_version.and_then(Field::text);
-        let version = LEGACY.into_iter().find(|known| wanted.as_deref() == Some(known)).unwrap_or(LEGACY[0]);
-        self.version = Some(version);
-        json!({
-            "protocolVersion": version,
-            "capabilities": capabilities(true),
-            "serverInfo": { "name": self.shared.identity.name, "version": self.shared.identity.version },
-        })
-        .to_string()
-    }
-
-    fn discover_result(&self) -> String {
-        let server = json!({ "name": self.shared.identity.name, "version": self.shared.identity.version });
-        json!({
-            "supportedVersions": [MODERN],
-            "capabilities": capabilities(false),
-            "resultType": "complete",
-            "ttlMs": 0,
-            "cacheScope": "private",
-            "_meta": { "io.modelcontextprotocol/serverInfo": server },
-        })
-        .to_string()
     }
 
     fn route_by_name(&mut self, request: &Request<'_>, line: &str, era: Era, registry: &Registry) {
         let (Some(field), Some(name)) = (request.params.name, request.called_name()) else {
             return self.refuse_request(request, code::INVALID_PARAMS, "\"params.name\" is missing", "invalid_params");
         };
-        let Some((_, service, name_there)) = names::split(&name, &registry.services) else {
-            let peer = self.peer;
-            let visible = registry.services.iter().filter(|(_, service)| service.policy().refuses_peer(peer).is_none());
-            let message = names::unknown(&name, visible.map(|(name, _)| name.as_str()));
-            return self.refuse_request(request, code::INVALID_PARAMS, &message, "unknown_service");
-        };
-        if let Some(line) = splice::replace(line, field, &json!(name_there).to_string()) {
-            self.route(request, line, service, era);
+        match self.owner(&name, registry) {
+            Ok((service, there)) => {
+                if let Some(line) = splice::replace(line, field, &json!(there).to_string()) {
+                    self.route(request, line, &service, era, false);
+                }
+            }
+            Err(message) => self.refuse_request(request, code::INVALID_PARAMS, &message, "unknown_service"),
         }
     }
 
+    /// The service that a name belongs to, and the name there; why there is none.
+    fn owner(&self, name: &str, registry: &Registry) -> Result<(Arc<Service>, String), String> {
+        if let Some((service, there)) = self.shortened.get(name)
+            && let Some(service) = registry.services.get(service)
+        {
+            return Ok((service.clone(), there.clone()));
+        }
+        match names::split(name, &registry.services) {
+            Some(_) if names::may_be_shortened(name) && !names::is_whole(name, &registry.services) => {
+                Err("the name is a shortened one: ask for the list that it is in first".to_owned())
+            }
+            Some((_, service, there)) => Ok((service.clone(), there.to_owned())),
+            None => {
+                let visible = self.visible(registry);
+                Err(names::unknown(name, visible.iter().map(|service| &*service.name)))
+            }
+        }
+    }
+
+    fn is_search(&self, request: &Request<'_>) -> bool {
+        matches!(request.called_name().as_deref(), Some(search::FIND | search::CALL))
+    }
+
+    /// `find_tools`, or `call_tool`, which is the call of the tool that it names.
+    fn search(&mut self, request: &Request<'_>, line: &str, era: Era, registry: &Registry) {
+        let Some(mut message) = Members::read(line) else { return };
+        let mut params = message.object("params").unwrap_or_default().into_owned();
+        let arguments = params.object("arguments").map(Members::into_owned);
+        if request.called_name().as_deref() == Some(search::FIND) {
+            return match Query::of(arguments.as_ref()) {
+                Ok(query) => self.find(request, line, query, era, registry),
+                Err(message) => self.refuse_request(request, code::INVALID_PARAMS, &message, "invalid_params"),
+            };
+        }
+        let Some(name) = arguments.as_ref().and_then(|arguments| arguments.text("name")) else {
+            let message = "\"name\" is missing in the arguments of call_tool";
+            return self.refuse_request(request, code::INVALID_PARAMS, message, "invalid_params");
+        };
+        let (service, there) = match self.owner(&name, registry) {
+            Ok(found) => found,
+            Err(message) => return self.refuse_request(request, code::INVALID_PARAMS, &message, "unknown_service"),
+        };
+        params.set("name", json!(there).to_string());
+        match arguments.as_ref().and_then(|arguments| arguments.get("arguments")) {
+            Some(inner) => params.set("arguments", inner.to_owned()),
+            None => params.set("arguments", "{}"),
+        }
+        message.set("params", params.write());
+        self.route(request, message.write(), &service, era, false);
+    }
+
     fn route_by_uri(&mut self, request: &Request<'_>, line: &str, era: Era, registry: &Registry) {
-        let Some(uri) = request.params.uri.and_then(Field::text) else {
+        let (Some(field), Some(uri)) = (request.params.uri, request.params.uri.and_then(Field::text)) else {
             return self.refuse_request(request, code::INVALID_PARAMS, "\"params.uri\" is missing", "invalid_params");
         };
-        if let Some(service) = self.resources.get(&*uri).and_then(|service| registry.services.get(service)) {
-            return self.route(request, line.to_owned(), service, era);
+        if let Some((_, service, there)) = split_address(&uri, &registry.services) {
+            self.note_subscription(request, service, there, &uri);
+            if let Some(line) = splice::replace(line, field, &json!(there).to_string()) {
+                self.route(request, line, service, era, request.method == RESOURCES_READ);
+            }
+            return;
+        }
+        if let Some(service) = self.addresses.get(&*uri).and_then(|service| registry.services.get(service)).cloned() {
+            self.note_subscription(request, &service, &uri, &uri);
+            return self.route(request, line.to_owned(), &service, era, false);
         }
         if request.method != RESOURCES_READ {
             let message = "no service has listed this resource; ask for \"resources/list\" first";
             return self.refuse_request(request, code::INVALID_PARAMS, message, "unknown_resource");
         }
-        let left: VecDeque<String> = registry.services.keys().cloned().collect();
+        let left: VecDeque<String> = self.visible(registry).iter().map(|service| service.name.to_string()).collect();
         let call = Call::begin(request, &self.name, self.version);
         self.open.insert(request.key.clone(), Open::Searching { call, line: line.to_owned(), left });
         self.search_on(&request.key, None);
+    }
+
+    /// Changes of the resource are to be told under the address that the client has used.
+    fn note_subscription(&mut self, request: &Request<'_>, service: &Arc<Service>, there: &str, written: &str) {
+        let key = (service.name.to_string(), there.to_owned());
+        if request.method == UNSUBSCRIBE {
+            self.subscribed.remove(&key);
+        } else if request.method == SUBSCRIBE && self.subscribed.len() < MAX_SUBSCRIBED {
+            self.subscribed.insert(key, written.to_owned());
+        }
+    }
+
+    /// `completion/complete`: for an argument of a prompt, or of a template.
+    fn route_by_reference(&mut self, request: &Request<'_>, line: &str, era: Era, registry: &Registry) {
+        let reference = serde_json::from_str::<Referring<'_>>(line).ok().map(|referring| referring.params.reference);
+        let Some(Reference { name, uri }) = reference else {
+            return self.refuse_request(request, code::INVALID_PARAMS, "\"params.ref\" is missing", "invalid_params");
+        };
+        let found = match (name.map(|name| Field(name.get())), uri.map(|uri| Field(uri.get()))) {
+            (Some(field), _) => {
+                let name = field.text().unwrap_or_default();
+                self.owner(&name, registry).map(|(service, there)| (field, service, there))
+            }
+            (None, Some(field)) => {
+                let uri = field.text().unwrap_or_default();
+                let listed = || Some((self.addresses.get(&*uri)?.clone(), uri.clone().into_owned()));
+                let split = split_address(&uri, &registry.services);
+                let split = split.map(|(service, _, there)| (service.to_owned(), there.to_owned())).or_else(listed);
+                let found =
+                    split.and_then(|(service, there)| Some((field, registry.services.get(&service)?.clone(), there)));
+                found.ok_or_else(|| "no service has listed this template".to_owned())
+            }
+            (None, None) => Err("\"params.ref\" has neither \"name\" nor \"uri\"".to_owned()),
+        };
+        match found {
+            Ok((field, service, there)) => {
+                if let Some(line) = splice::replace(line, field, &json!(there).to_string()) {
+                    self.route(request, line, &service, era, false);
+                }
+            }
+            Err(message) => self.refuse_request(request, code::INVALID_PARAMS, &message, "invalid_params"),
+        }
     }
 
     /// Asks the next service that may have the resource.
@@ -174,65 +264,33 @@ impl Router {
         self.submit(own_key, Ask::Line(line.into_bytes()), service, era);
     }
 
-    fn route(&mut self, request: &Request<'_>, line: String, service: &Arc<Service>, era: Era) {
+    fn route(&mut self, request: &Request<'_>, line: String, service: &Arc<Service>, era: Era, addressed: bool) {
         if let Some(denial) = service.policy().refuses_peer(self.peer) {
             return self.refuse_by_rule(request, service, &denial);
         }
-        let routed = Open::Routed { service: service.name.to_string(), id: request.id.raw().into() };
+        let routed = Open::Routed { service: service.name.to_string(), id: request.id.raw().into(), addressed };
         self.open.insert(request.key.clone(), routed);
         self.submit(request.key.clone(), Ask::Line(line.into_bytes()), service, era);
     }
 
-    fn list(&mut self, request: &Request<'_>, kind: ListKind, era: Era, registry: &Registry) {
-        if request.params.cursor.is_some_and(|cursor| cursor.raw() != "null") {
-            let message = "the aggregate gives its lists whole: no cursor is valid";
-            return self.refuse_request(request, code::INVALID_PARAMS, message, "invalid_params");
-        }
-        let call = Call::begin(request, &self.name, self.version);
-        // A service that is not for this client is not there.
-        let peer = self.peer;
-        let visible = || registry.services.values().filter(|service| service.policy().refuses_peer(peer).is_none());
-        let names = visible().map(|service| service.name.to_string());
-        let mut list = Collection::new(kind, names, registry.limits.max_message_bytes);
-        let asked = visible().filter(|service| {
-            let lacks = self.branches.get(&*service.name).is_some_and(|branch| branch.lacks(kind.capability()));
-            if lacks {
-                list.add_nothing(&service.name);
-            }
-            !lacks
-        });
-        let asked: Vec<Arc<Service>> = asked.cloned().collect();
-        // The session behind a branch keeps to its service's own time-out; the list waits for the most patient of them.
-        let deadline =
-            Instant::now() + asked.iter().map(|service| service.settings().timeout).max().unwrap_or_default();
-        self.open.insert(request.key.clone(), Open::Listing { call, era, list, deadline });
-        for service in &asked {
-            self.ask_for_page(&request.key, kind, service, era, None);
-        }
-        self.finish_list_if_done(&request.key);
-    }
-
-    pub(super) fn ask_for_page(
-        &mut self,
-        open: &IdKey,
-        kind: ListKind,
-        service: &Arc<Service>,
-        era: Era,
-        cursor: Option<String>,
-    ) {
-        let id = self.next_id();
-        let key = IdKey::Text(id.as_str().into());
-        self.own.insert(key.clone(), Own::Page { open: open.clone(), service: service.name.to_string() });
-        self.submit(key, Ask::Page { id, method: kind.method(), cursor }, service, era);
-    }
-
     pub(super) fn submit(&mut self, key: IdKey, ask: Ask, service: &Arc<Service>, era: Era) {
-        let greeting = self.next_id();
-        let shared = self.shared.clone();
-        self.branch(service).submit(key, ask, era, &shared.identity, || greeting);
+        let client = self.introduced.clone();
+        if self.branch(service).submit(key, ask, era, &client) == Submitted::Ungreeted {
+            self.greet(service, era);
+        }
     }
 
-    fn answer_at_once(&mut self, request: &Request<'_>, result: &str) {
+    /// Begins to greet a service, unless that is under way or done.
+    pub(super) fn greet(&mut self, service: &Arc<Service>, era: Era) {
+        let id = self.next_id();
+        let (client, shared) = (self.introduced.clone(), self.shared.clone());
+        let branch = self.branch(service);
+        if branch.wants_greeting(era) {
+            branch.greet(era, &client, &shared.identity, id);
+        }
+    }
+
+    pub(super) fn answer_at_once(&mut self, request: &Request<'_>, result: &str) {
         let call = Call::begin(request, &self.name, self.version);
         self.settle(&call, &Ending::Answered { tool_error: false }, answer::result(request.id, result));
     }
@@ -248,7 +306,7 @@ impl Router {
         );
     }
 
-    fn refuse_request(&mut self, request: &Request<'_>, code: i32, message: &str, kind: &'static str) {
+    pub(super) fn refuse_request(&mut self, request: &Request<'_>, code: i32, message: &str, kind: &'static str) {
         let line = answer::error(Some(request.id), code, message, None);
         self.settle(&Call::begin(request, &self.name, self.version), &Ending::Denied { kind }, line);
     }
@@ -282,8 +340,30 @@ impl Router {
     }
 }
 
-/// Whether a list has changed is told on the connection in the legacy era; the modern era would need a subscription.
-fn capabilities(list_changed: bool) -> serde_json::Value {
-    let capability = || if list_changed { json!({ "listChanged": true }) } else { json!({}) };
-    json!({ "tools": capability(), "prompts": capability(), "resources": capability() })
+/// `parse` has checked that the line is UTF-8.
+fn text_of(line: &[u8]) -> &str {
+    std::str::from_utf8(line).unwrap_or_default()
 }
+
+#[derive(Deserialize)]
+struct Referring<'a> {
+    #[serde(borrow)]
+    params: ReferringParams<'a>,
+}
+
+#[derive(Deserialize)]
+struct ReferringParams<'a> {
+    #[serde(borrow, rename = "ref")]
+    reference: Reference<'a>,
+}
+
+#[derive(Deserialize)]
+struct Reference<'a> {
+    #[serde(borrow)]
+    name: Option<&'a RawValue>,
+    #[serde(borrow)]
+    uri: Option<&'a RawValue>,
+}
+
+const ROOTS_CHANGED: &str = "notifications/roots/list_changed";
+const MAX_SUBSCRIBED: usize = 256;

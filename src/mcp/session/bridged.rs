@@ -34,7 +34,8 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
                 Step::Send { line, cause } => self.send_step(&line.into(), cause.as_ref()),
                 Step::Give(line) => self.give_step(&line.into(), versions),
                 Step::Withdraw(key) => self.cancel_upstream(&key, None),
-                Step::Extend(key) => self.ledger.extend(&key, self.around.limits.input_timeout),
+                Step::Extend(key) => self.ledger.extend(Some(&key), self.around.limits.input_timeout),
+                Step::Resume(key) => self.ledger.shorten(Some(&key), self.settings.timeout),
             }
         }
     }

@@ -70,12 +70,26 @@ impl Ledger {
         self.calls.insert(key, Entry { call, deadline });
     }
 
-    /// Gives a call more time, from now on.
-    pub fn extend(&mut self, key: &IdKey, by: Duration) {
-        if let Some(deadline) = self.calls.get_mut(key).and_then(|entry| entry.deadline.as_mut()) {
-            // The alarm rings too early once, and is then set for the next deadline.
-            *deadline = (*deadline).max(Instant::now() + by);
+    /// The client is asked something first: the call, or every call, has at least so much time from now on.
+    pub fn extend(&mut self, key: Option<&IdKey>, to: Duration) {
+        let until = Instant::now() + to;
+        // The alarm rings too early once, and is then set for the next deadline.
+        self.deadlines(key).for_each(|deadline| *deadline = (*deadline).max(until));
+    }
+
+    /// The client has answered: the call, or every call, has no more time than this.
+    pub fn shorten(&mut self, key: Option<&IdKey>, to: Duration) {
+        let until = Instant::now() + to;
+        self.deadlines(key).for_each(|deadline| *deadline = (*deadline).min(until));
+        let first = self.calls.values().filter_map(|entry| entry.deadline).min();
+        if let Some(first) = first.filter(|first| *first < self.alarm.deadline()) {
+            self.alarm.as_mut().reset(first);
         }
+    }
+
+    fn deadlines(&mut self, key: Option<&IdKey>) -> impl Iterator<Item = &mut Instant> {
+        let calls = self.calls.iter_mut().filter(move |(its, _)| key.is_none_or(|key| key == *its));
+        calls.filter_map(|(_, entry)| entry.deadline.as_mut())
     }
 
     /// Takes a call out and records its end. `None`: there is no such call. On `Err` the client must get an error.

@@ -90,6 +90,10 @@ impl Asked {
         self.open.len()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
     /// Enters a request. The line to show the client where its id had to be changed, because another child uses it.
     pub fn enter(&mut self, by: Place, request: &Request<'_>, line: &[u8]) -> Option<Vec<u8>> {
         if self.open.get(&request.key).is_none_or(|question| question.by == by) {

@@ -288,3 +288,24 @@ printf '{"jsonrpc":"2.0","id":%s,"result":%s}\n' "$id" "$line"; sleep 9"#;
     assert_eq!(client.ask(2, "next").await["result"]["method"], "next", "nothing came between");
     client.end().await;
 }
+
+/// Asks the client before it answers.
+const ASKING: &str = r#"
+while read -r line; do
+  case "$line" in
+    *'"call"'*) echo '{"jsonrpc":"2.0","id":"q","method":"elicitation/create","params":{}}';;
+    *'"result"'*) echo '{"jsonrpc":"2.0","id":1,"result":{"heard":true}}';;
+  esac
+done"#;
+
+#[tokio::test]
+async fn a_person_who_is_asked_has_more_time_than_a_server() {
+    let timeout = Duration::from_secs(3);
+    let mut client = Client::connect(ASKING, timeout);
+    client.send(r#"{"jsonrpc":"2.0","id":1,"method":"call"}"#).await;
+    assert!(client.receive().await.contains("elicitation/create"));
+    tokio::time::sleep(timeout + Duration::from_millis(500)).await;
+    client.send(r#"{"jsonrpc":"2.0","id":"q","result":{}}"#).await;
+    assert_eq!(client.receive().await, r#"{"jsonrpc":"2.0","id":1,"result":{"heard":true}}"#);
+    client.end().await;
+}

@@ -145,6 +145,9 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
                     self.take_steps();
                 } else if let Some(upstream) = self.at(place) {
                     upstream.send(Outgoing::answer(line));
+                    if self.asked.is_empty() {
+                        self.ledger.shorten(None, self.settings.timeout);
+                    }
                 }
             }
             Err(refusal) => self.refuse(id_of_refused(line), &refusal, "invalid_request"),
@@ -288,6 +291,10 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             return Ok(());
         }
         if self.pass(shown, Within::Request) {
+            if asks_a_person(&request.method) {
+                // It does not say which request it is for.
+                self.ledger.extend(None, self.around.limits.input_timeout);
+            }
             return Ok(());
         }
         self.asked.refused(place, request);
@@ -512,6 +519,11 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         let data = json!({ "service": &*self.around.service.name, "reason": "answer_withheld" });
         self.client.push(&answer::error(Some(Field(&call.id)), code::NOT_AUDITED, message, Some(&data)));
     }
+}
+
+/// Whether a request of a server may wait for a person to read and to answer it.
+fn asks_a_person(method: &str) -> bool {
+    matches!(method, "elicitation/create" | "sampling/createMessage")
 }
 
 /// `error.type` and `data.reason` of a request that was not sent because it could not be audited.

@@ -61,7 +61,9 @@ report.instructions = client.getInstructions();
 report.capabilities = Object.keys(client.getServerCapabilities() ?? {}).sort();
 await feature("tools", async () => (await client.listTools()).tools.map((tool) => tool.name).sort());
 const list = await client.listResources().catch(() => ({ resources: [] }));
-const one = list.resources.find((resource) => resource.name === "one")?.uri ?? "test://one";
+// An aggregate has several: the one of the service whose tools are used.
+const service = prefix.replace(/__$/, "");
+const one = list.resources.find(({ name, uri }) => name === "one" && uri.includes(service))?.uri ?? "test://one";
 for (const name of ["ask", "sample", "both", "roots"]) await feature(name, async () => text(await call(name)));
 await feature("progress", async () => {
   const seen = [];
@@ -82,7 +84,8 @@ await feature("complete", async () => {
 });
 await feature("read", async () => (await client.readResource({ uri: one })).contents[0].text);
 await feature("template", async () => {
-  const template = (await client.listResourceTemplates()).resourceTemplates[0].uriTemplate;
+  const { resourceTemplates } = await client.listResourceTemplates();
+  const template = resourceTemplates.find(({ uriTemplate }) => uriTemplate.includes(service)).uriTemplate;
   return (await client.readResource({ uri: template.replace("{id}", "7") })).contents[0].text;
 });
 await feature("missing", async () => {

@@ -75,7 +75,7 @@ function legacyServer() {
       await sleep(50);
       await extra.sendNotification({ method: "notifications/progress", params: { progressToken: extra._meta?.progressToken, progress, total: 3 } });
     }
-    await sleep(50);
+    await sleep(500);
     return said("done");
   });
   tool("log", async (extra) => {
@@ -131,7 +131,7 @@ function modernServer() {
       await sleep(50);
       await context.mcpReq.notify({ method: "notifications/progress", params: { progressToken: context.mcpReq._meta?.progressToken, progress, total: 3 } });
     }
-    await sleep(50);
+    await sleep(500);
     return said("done");
   });
   tool("log", async (context) => {
