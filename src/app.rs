@@ -91,7 +91,7 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
 fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<Domains, PartError> {
     let guard = Arc::new(Guard::new()?);
     let redactor = Arc::new(SecretRedactor::new(guard.clone(), &config.redaction)?);
-    let (telemetry, more) = telemetry::build(config.telemetry.clone(), redactor.clone())?;
+    let (telemetry, more) = telemetry::build(config.telemetry.clone(), redactor.clone(), config.named())?;
     parts.extend(more);
     telemetry.install_logging()?;
     protect_memory(config.lock_memory)?;

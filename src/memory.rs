@@ -281,6 +281,16 @@ fn map_secret_memory(bytes: usize) -> Option<NonNull<u8>> {
     }
 }
 
+/// Has all threads share `ARENAS` heaps: glibc would give a heap of its own to nearly each of them, most of which hold a few small things.
+/// To be called before there are other threads.
+pub fn share_heaps() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it sets a number that the allocator looks at when a thread allocates for the first time.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, ARENAS);
+    }
+}
+
 /// Gives back to the system what only the start needed: free pages of the heap, and the pages of the program's own code, of which those that are
 /// still used are read in again. A start runs much that nothing needs afterwards (arguments, YAML, schemas).
 pub fn let_go_of_start() {
@@ -323,6 +333,9 @@ static ARENA: Mutex<Arena> = Mutex::new(Arena::new());
 const SMALLEST: usize = 32;
 const CLASSES: usize = usize::BITS as usize - SMALLEST.trailing_zeros() as usize;
 const CHUNK_BYTES: usize = 32 * 1024;
+/// One for each thread that serves requests. Small pieces come from what each thread keeps for itself, whatever the number.
+#[cfg(target_env = "gnu")]
+const ARENAS: libc::c_int = 2;
 const STACK_WIPE_BYTES: usize = 192 * 1024;
 /// Of each architecture that Linux runs on it is this or a multiple, which `madvise` refuses to take a part of.
 const PAGE: usize = 4096;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::support::nginx::{Certificates, Nginx};
 use crate::support::sidecar::{Folder, Sidecar};
 use crate::support::upstream::{HttpServer, with};
 use crate::support::{eventually, free_port, http, memory, peers};
@@ -205,4 +206,58 @@ templates: [ {{ source: t.j2, destination: out }} ]
     assert!(!sidecar.stderr().contains("hunter2"));
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(server.asked().await.len() < 60, "nobody storms");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clients_certificate_is_shown_beside_its_secret_or_is_the_login_and_is_followed() {
+    let (server, made) = (AuthorizationServer::start().await, Certificates::new("localhost", &["one", "two"]));
+    let port = free_port();
+    let listen = format!(
+        "listen 127.0.0.1:{port} ssl; ssl_certificate {{folder}}/server.pem; ssl_certificate_key {{folder}}/server.key;\n\
+         ssl_client_certificate {{folder}}/ca.pem; ssl_verify_client on; proxy_set_header x-client-verify $ssl_client_verify;\n\
+         proxy_set_header x-client-name $ssl_client_s_dn;"
+    );
+    let files = ["server.pem", "server.key", "ca.pem"].map(|name| (name, made.read(name)));
+    let files = files.each_ref().map(|(name, bytes)| (*name, bytes.as_slice()));
+    let nginx = Nginx::before(&format!("{}/mcp", server.address()), &listen, &files).await;
+    let url = format!("https://localhost:{port}/token");
+    let tls = "tls: { ca_file: ca.pem, cert_file: cert.pem, key_file: key.pem }";
+    let main = format!(
+        "version: \"1.0\"
+secrets:
+  providers:
+    certified: {{ type: oauth, token_url: \"{url}\", client_id: certified, grant: client_credentials, {tls} }}
+    both: {{ type: oauth, token_url: \"{url}\", client_id: app, client_secret_file: secret, grant: client_credentials, {tls} }}
+    bare: {{ type: oauth, token_url: \"{url}\", client_id: app, client_secret_file: secret, grant: client_credentials, tls: {{ ca_file: ca.pem }} }}
+  items:
+    certified: {{ provider: certified }}
+    both: {{ provider: both }}
+    bare: {{ provider: bare, require_at_start: false }}
+templates: [ {{ source: t.j2, destination: out }} ]
+"
+    );
+    let template = "{{ secret.certified.access_token }} {{ secret.both.token_type }}";
+    let folder = Folder::new(&[("mcpeg.yaml", &main), ("t.j2", template), ("secret", SECRET)]);
+    let put = |folder: &Folder, client: &str| {
+        folder.write("cert.pem", &made.text(&format!("{client}.pem")));
+        folder.write("key.pem", &made.text(&format!("{client}.key")));
+    };
+    folder.write("ca.pem", &made.text("ca.pem"));
+    put(&folder, "one");
+    let sidecar = Sidecar::start(folder);
+    let first = another(&sidecar, "").await;
+    another(&sidecar, &first).await;
+    assert!(sidecar.folder.read("out").ends_with(" Bearer"));
+    let asked = server.asked().await;
+    assert!(asked.iter().any(|one| one["basic"] == false && one["posted"] == false), "{asked:#?}");
+    assert!(asked.iter().any(|one| one["basic"] == true), "{asked:#?}");
+    sidecar.says("secret/bare", &["degraded", "status 400"]).await;
+
+    // Another client's certificate is not this client's login.
+    put(&sidecar.folder, "two");
+    sidecar.says("provider/certified", &["degraded", "refused: invalid_client"]).await;
+    assert!(nginx.seen().iter().any(|line| line.contains("CN=two")), "{:#?}", nginx.seen());
+    let last = sidecar.folder.read("out");
+    put(&sidecar.folder, "one");
+    another(&sidecar, last.split(' ').next().unwrap()).await;
 }

@@ -69,7 +69,7 @@ type Outcome = (Result<Done, RenderError>, Option<SecretsError>);
 async fn run(config: Config, args: &RenderArgs) -> Result<Outcome, PartError> {
     let guard = Arc::new(Guard::new()?);
     let redactor = Arc::new(SecretRedactor::new(guard.clone(), &config.redaction)?);
-    let (telemetry, parts) = telemetry::build(config.telemetry.clone(), redactor)?;
+    let (telemetry, parts) = telemetry::build(config.telemetry.clone(), redactor, config.named())?;
     telemetry.install_logging()?;
     app::protect_memory(config.lock_memory)?;
     let audit: Arc<dyn AuditLog> = Arc::new(telemetry.clone());

@@ -32,6 +32,7 @@ pub fn run(mut sources: Sources, args: RunArgs) -> ExitCode {
         Err(problems) => return bad_configuration(&problems),
     };
     take_variables(&config);
+    memory::share_heaps();
     block_on(WORKERS, serve(config, sources))
 }
 

@@ -69,6 +69,14 @@ pub struct Config {
     pub files: Vec<PathBuf>,
 }
 
+impl Config {
+    /// How many things of one kind there are, at most.
+    pub fn named(&self) -> usize {
+        let (secrets, services) = (self.secrets.items.len(), self.mcp.services.len());
+        secrets.max(self.templates.len()).max(services)
+    }
+}
+
 /// What happens when the memory of secrets cannot be locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockMemory {

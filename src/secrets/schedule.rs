@@ -4,7 +4,7 @@
 //! in production. Invariants: no wait is longer than its cap, and none is so short that a failing provider is asked without a pause.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// The pause before the next regular fetch: `refresh`, or up to a tenth less, so that items do not march in step and none is late.
 pub(super) fn refresh_in(refresh: Duration, chance: f64) -> Duration {
@@ -67,10 +67,15 @@ pub(super) fn turn_in(agents: u32, turn: u32, chance: f64) -> Duration {
     Duration::from_secs_f64(f64::from(agents) / TOGETHER * (f64::from(turn) + chance))
 }
 
-/// How long a server asks to be left alone by `Retry-After`, in seconds (RFC 9110, 10.2.3), at most five minutes.
-pub(super) fn asked_wait(retry_after: &str) -> Option<Duration> {
-    let seconds = retry_after.trim().parse::<u64>().ok()?;
-    Some(Duration::from_secs(seconds).min(LONGEST_WAIT))
+/// How long a server asks to be left alone by `Retry-After`, in seconds or until a date (RFC 9110, 10.2.3), at most five minutes.
+pub(super) fn asked_wait(retry_after: &str, now: SystemTime) -> Option<Duration> {
+    let asked = retry_after.trim();
+    let wait = match asked.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        // A date that is past asks for no wait.
+        Err(_) => httpdate::parse_http_date(asked).ok()?.duration_since(now).unwrap_or_default(),
+    };
+    Some(wait.min(LONGEST_WAIT))
 }
 
 /// A number from 0 up to but not including 1, good enough to keep many processes out of step; not for keys.
@@ -146,6 +151,18 @@ mod tests {
                 prop_assert!(minute.count() <= 5);
             }
         }
+    }
+
+    #[test]
+    fn a_server_asks_to_wait_in_seconds_or_until_a_date() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        let wait = |asked| asked_wait(asked, now).map(|wait| wait.as_secs());
+        assert_eq!((wait("7"), wait(" 90 "), wait("86400")), (Some(7), Some(90), Some(300)));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:49:57 GMT"), Some(20));
+        assert_eq!(wait("Sunday, 06-Nov-94 08:50:07 GMT"), Some(30));
+        assert_eq!(wait("Mon, 07 Nov 1994 08:49:37 GMT"), Some(300));
+        assert_eq!(wait("Sun, 06 Nov 1994 08:40:00 GMT"), Some(0));
+        assert_eq!((wait("soon"), wait(""), wait("-1")), (None, None, None));
     }
 
     #[test]

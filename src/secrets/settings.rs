@@ -207,8 +207,8 @@ pub struct OAuthSettings {
     pub scopes: Vec<String>,
     /// As it is sent.
     pub resource: Option<String>,
-    /// PEM; in place of the system's roots.
-    pub ca_file: Option<PathBuf>,
+    /// With a client's certificate, and no secret, the certificate is the login (RFC 8705, 2).
+    pub tls: tls::Files,
     /// For one request.
     pub timeout: Duration,
 }

@@ -21,6 +21,7 @@ mod reader;
 mod receiver;
 mod redact;
 pub mod rolling;
+mod series;
 pub mod settings;
 mod sources;
 pub mod spool;
@@ -59,10 +60,11 @@ use spool::Spool;
 use tallies::Tallies;
 
 /// Opens the audit file and makes the providers. Installs nothing global, connects to nothing. Everything that is logged, recorded or
-/// traced goes through `redactor` first.
+/// traced goes through `redactor` first. `named` is how many things of one kind the configuration names; metrics have room for them.
 pub fn build(
     settings: TelemetrySettings,
     redactor: Arc<dyn Redactor>,
+    named: usize,
 ) -> Result<(TelemetryHandle, Vec<Part>), TelemetryError> {
     let started = Instant::now();
     let tallies = Arc::new(Tallies::default());
@@ -83,7 +85,11 @@ pub fn build(
     let exports = Arc::new(Exports::new(exports, plans, interval));
 
     let reader = SharedReader::new();
-    let meters = SdkMeterProvider::builder().with_resource(resource.clone()).with_reader(reader.clone()).build();
+    let meters = SdkMeterProvider::builder()
+        .with_resource(resource.clone())
+        .with_reader(reader.clone())
+        .with_view(series::view(named))
+        .build();
     let meter = meters.meter(METER);
     metrics::observe_tallies(&meter, &tallies);
     let queues = exports.clone();

@@ -77,7 +77,7 @@ struct Running {
 
 impl Running {
     fn start(settings: TelemetrySettings) -> Self {
-        let (telemetry, parts) = build(settings, Arc::new(super::redact::Masking)).unwrap();
+        let (telemetry, parts) = build(settings, Arc::new(super::redact::Masking), 0).unwrap();
         let (trigger, shutdown) = Shutdown::channel();
         let mut tasks = JoinSet::new();
         for part in parts.into_iter().filter(|part| part.stage == Stage::Telemetry) {

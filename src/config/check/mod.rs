@@ -134,6 +134,13 @@ impl Check<'_> {
         (Files { ca_file, client }, server_name)
     }
 
+    /// The files of a client's TLS, where requests go to several servers, so that there is no one name to prove.
+    pub fn tls_files(&mut self, path: &[&str], mut raw: RawTls) -> Files {
+        let name = raw.server_name.take();
+        self.unavailable_if(name.is_some_and(|name| !name.is_empty()), &join(path, &["tls", "server_name"]));
+        self.tls(path, raw).0
+    }
+
     /// The CA file; what else stands under `tls` is refused.
     pub fn ca_file(&mut self, path: &[&str], tls: RawTls) -> Option<PathBuf> {
         for (key, given) in [

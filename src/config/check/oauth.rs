@@ -15,8 +15,10 @@ pub fn settings(raw: RawOAuth, path: &[&str], check: &mut Check<'_>) -> Option<O
     let client_secret = credential(raw.client_secret, raw.client_secret_file, "client_secret", path, check);
     let refresh_token = credential(raw.refresh_token, raw.refresh_token_file, "refresh_token", path, check);
     let grant = grant(raw.grant, refresh_token, path, check)?;
-    if grant == OAuthGrant::ClientCredentials && client_secret.is_none() {
-        check.problem(path, "`client_secret_file` or `client_secret` is missing");
+    let tls = check.tls_files(path, raw.tls);
+    if grant == OAuthGrant::ClientCredentials && client_secret.is_none() && tls.client.is_none() {
+        let message = "`client_secret_file` or `client_secret` is missing, or a client's certificate under `tls`";
+        check.problem(path, message);
     }
     if raw.client_id.is_empty() {
         check.problem(&join(path, &["client_id"]), "expected a client's name");
@@ -38,7 +40,7 @@ pub fn settings(raw: RawOAuth, path: &[&str], check: &mut Check<'_>) -> Option<O
         grant,
         scopes: raw.scopes,
         resource: resource.map(|url| written(&url)),
-        ca_file: check.ca_file(path, raw.tls),
+        tls,
         timeout: raw.timeout.map_or(seconds(10), |timeout| timeout.0),
     })
 }

@@ -168,7 +168,7 @@ pub struct RawTls {
     pub cert_file: Option<RawPath>,
     /// PEM, not encrypted (PKCS#8, PKCS#1 or SEC1), 0600 or narrower: the client's key. Not for AWS, in this version.
     pub key_file: Option<RawPath>,
-    /// The name that the server has to prove, and that it is asked for, where it is not the address's. Not for AWS, in this version.
+    /// The name that the server has to prove, and that it is asked for, where it is not the address's. Not for AWS and authorization servers, in this version.
     pub server_name: Option<String>,
 }
 

@@ -4,7 +4,7 @@
 
 use std::error::Error;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_secretsmanager::error::{ProvideErrorMetadata, SdkError};
@@ -44,7 +44,8 @@ where
 
 /// What the service asks for, where it has too much to do; somebody who answers in its place is not asked again at once.
 fn asked_wait<E>(kind: FailureKind, error: &SdkError<E>) -> Option<Duration> {
-    let asked = error.raw_response()?.headers().get("retry-after").and_then(schedule::asked_wait);
+    let asked = error.raw_response()?.headers().get("retry-after");
+    let asked = asked.and_then(|asked| schedule::asked_wait(asked, SystemTime::now()));
     match kind {
         FailureKind::Throttled => asked,
         FailureKind::Unreachable => Some(asked.unwrap_or(ANSWERS)),

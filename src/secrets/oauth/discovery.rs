@@ -17,6 +17,8 @@ use super::exchange::{Web, document};
 
 pub(super) struct Discovery {
     server: OAuthServer,
+    /// The client shows a certificate, for which a server may have an endpoint of its own (RFC 8705, 5).
+    certified: bool,
     found: Mutex<Option<(Endpoint, Instant)>>,
 }
 
@@ -28,8 +30,8 @@ pub(super) struct Endpoint {
 }
 
 impl Discovery {
-    pub fn new(server: OAuthServer) -> Self {
-        Self { server, found: Mutex::new(None) }
+    pub fn new(server: OAuthServer, certified: bool) -> Self {
+        Self { server, certified, found: Mutex::new(None) }
     }
 
     pub async fn endpoint(&self, web: &Web) -> Result<Endpoint, FetchError> {
@@ -43,8 +45,8 @@ impl Discovery {
             return Ok(endpoint);
         }
         let endpoint = match &self.server {
-            OAuthServer::Resource(resource) => of_issuer(web, &issuer_of(web, resource).await?).await?,
-            OAuthServer::Issuer(url) | OAuthServer::TokenUrl(url) => of_issuer(web, url).await?,
+            OAuthServer::Resource(resource) => self.of_issuer(web, &issuer_of(web, resource).await?).await?,
+            OAuthServer::Issuer(url) | OAuthServer::TokenUrl(url) => self.of_issuer(web, url).await?,
         };
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some((endpoint.clone(), Instant::now()));
         Ok(endpoint)
@@ -53,6 +55,33 @@ impl Discovery {
     /// Looks anew the next time.
     pub fn doubt(&self) {
         self.found.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    async fn of_issuer(&self, web: &Web, issuer: &Url) -> Result<Endpoint, FetchError> {
+        let place = well_known(issuer, "oauth-authorization-server");
+        let metadata: Metadata = match document(web, &place).await {
+            // OpenID Connect Discovery puts the path first.
+            Err(error) if error.kind == FailureKind::NotFound => {
+                let mut place = issuer.clone();
+                let path = format!("{}/.well-known/openid-configuration", issuer.path().trim_end_matches('/'));
+                place.set_path(&path);
+                document(web, &place).await.map_err(|second| {
+                    let is_missing = second.kind == FailureKind::NotFound;
+                    let neither = format!("{} and {place} have no metadata of an authorization server", error.message);
+                    if is_missing { FetchError::new(FailureKind::NotFound, neither) } else { second }
+                })?
+            }
+            outcome => outcome?,
+        };
+        if !is_same(&metadata.issuer, issuer) {
+            return Err(wrong(format!("the metadata at {place} is of another issuer than {issuer}")));
+        }
+        let of_certified = metadata.mtls_endpoint_aliases.token_endpoint.filter(|_| self.certified);
+        let told = of_certified.unwrap_or(metadata.token_endpoint);
+        let url = protected(&told, issuer, "the token endpoint")?;
+        let methods = metadata.token_endpoint_auth_methods_supported;
+        let has = |name: &str| methods.iter().any(|method| method == name);
+        Ok(Endpoint { url, posts_only: has("client_secret_post") && !has("client_secret_basic") })
     }
 }
 
@@ -63,6 +92,14 @@ struct Metadata {
     token_endpoint: String,
     #[serde(default)]
     token_endpoint_auth_methods_supported: Vec<String>,
+    /// RFC 8705, 5.
+    #[serde(default)]
+    mtls_endpoint_aliases: Aliases,
+}
+
+#[derive(Default, Deserialize)]
+struct Aliases {
+    token_endpoint: Option<String>,
 }
 
 /// RFC 9728, 2.
@@ -71,31 +108,6 @@ struct Resource {
     resource: String,
     #[serde(default)]
     authorization_servers: Vec<String>,
-}
-
-async fn of_issuer(web: &Web, issuer: &Url) -> Result<Endpoint, FetchError> {
-    let place = well_known(issuer, "oauth-authorization-server");
-    let metadata: Metadata = match document(web, &place).await {
-        // OpenID Connect Discovery puts the path first.
-        Err(error) if error.kind == FailureKind::NotFound => {
-            let mut place = issuer.clone();
-            let path = format!("{}/.well-known/openid-configuration", issuer.path().trim_end_matches('/'));
-            place.set_path(&path);
-            document(web, &place).await.map_err(|second| {
-                let is_missing = second.kind == FailureKind::NotFound;
-                let neither = format!("{} and {place} have no metadata of an authorization server", error.message);
-                if is_missing { FetchError::new(FailureKind::NotFound, neither) } else { second }
-            })?
-        }
-        outcome => outcome?,
-    };
-    if !is_same(&metadata.issuer, issuer) {
-        return Err(wrong(format!("the metadata at {place} is of another issuer than {issuer}")));
-    }
-    let url = protected(&metadata.token_endpoint, issuer, "the token endpoint")?;
-    let methods = metadata.token_endpoint_auth_methods_supported;
-    let has = |name: &str| methods.iter().any(|method| method == name);
-    Ok(Endpoint { url, posts_only: has("client_secret_post") && !has("client_secret_basic") })
 }
 
 async fn issuer_of(web: &Web, resource: &Url) -> Result<Url, FetchError> {

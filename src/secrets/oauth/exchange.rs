@@ -137,7 +137,7 @@ fn refused(status: u16, headers: &HeaderMap, body: &[u8], place: &Url) -> FetchE
     }
     let named = serde_json::from_slice::<Refusal>(body).ok().map(|refusal| refusal.error);
     let known = NAMES.iter().find(|(name, _)| named.as_deref() == Some(*name));
-    let asked = headers.get(RETRY_AFTER).and_then(|value| asked_wait(value.to_str().ok()?));
+    let asked = headers.get(RETRY_AFTER).and_then(|value| asked_wait(value.to_str().ok()?, SystemTime::now()));
     let server = shown(place);
     match (status, known) {
         (429, _) => FetchError::new(FailureKind::Throttled, format!("{server} has had too many requests")).after(asked),

@@ -56,14 +56,13 @@ impl OAuthSource {
     /// Reads the roots; asks nothing of the network.
     pub fn build(provider: &str, settings: &OAuthSettings, context: Arc<Context>) -> Result<Self, String> {
         let address = settings.server.address();
-        let files = crate::tls::Files { ca_file: settings.ca_file.clone(), client: None };
-        let trust = Trust::build(&address.origin().ascii_serialization(), address.scheme(), files)
+        let trust = Trust::build(&address.origin().ascii_serialization(), address.scheme(), settings.tls.clone())
             .map_err(|error| error.to_string())?;
         let binding = binding(settings);
         let chain = context.chain_of(&format!("{provider} {binding}"), || {
             context.cache.take_token(provider, &binding).map(|kept| kept.token)
         });
-        let discovery = Discovery::new(settings.server.clone());
+        let discovery = Discovery::new(settings.server.clone(), settings.tls.client.is_some());
         let (provider, settings) = (provider.to_owned(), settings.clone());
         let inner = Inner { provider, settings, trust, discovery, chain, context, binding };
         Ok(Self { inner: Arc::new(inner), running: Mutex::default() })

@@ -3,7 +3,8 @@
 //   oauth_server.mjs [--port P] [--ttl SECONDS]    0, the default, takes a free port; prints `listening on http://...`
 //
 // Client `app`, secret `app secret/+%`, which may have the scopes `read` and `write` of `read`, `write` and `admin`; client `poster`, secret
-// `poster secret`, which sends it in the body. Resources are this address and what is under `https://mcp.example/`; their tokens are JWTs. Tokens live
+// `poster secret`, which sends it in the body; client `certified`, whose certificate for `CN=one` a proxy has checked, which says so in
+// `X-Client-Verify` and `X-Client-Name` (RFC 8705, 2.1). Resources are this address and what is under `https://mcp.example/`; their tokens are JWTs. Tokens live
 // for `--ttl` seconds; a refresh token works once and gives the next, and using it again revokes the whole grant. POST
 // /test/grant makes a refresh token as if a person had consented, POST /test/revoke ends every grant, GET /test/asked tells what
 // /token was asked, without the secrets. GET /.well-known/oauth-protected-resource/mcp describes a resource (RFC 9728).
@@ -38,12 +39,28 @@ const provider = new Provider(address, {
       response_types: [],
       token_endpoint_auth_method: "client_secret_post",
     },
+    {
+      client_id: "certified",
+      grant_types: ["client_credentials"],
+      redirect_uris: [],
+      response_types: [],
+      token_endpoint_auth_method: "tls_client_auth",
+      tls_client_auth_subject_dn: "CN=one",
+    },
   ],
   scopes: ["read", "write", "admin", "offline_access", "openid"],
   findAccount: (_, id) => ({ accountId: id, claims: () => ({ sub: id }) }),
   rotateRefreshToken: true,
   ttl: { AccessToken: () => Number(settings.ttl), ClientCredentials: () => Number(settings.ttl), RefreshToken: 86400, Grant: 86400 },
+  clientAuthMethods: ["client_secret_basic", "client_secret_post", "tls_client_auth"],
   features: {
+    mTLS: {
+      enabled: true,
+      tlsClientAuth: true,
+      getCertificate: (context) => context.get("x-client-name") || undefined,
+      certificateAuthorized: (context) => context.get("x-client-verify") === "SUCCESS",
+      certificateSubjectMatches: (context, _, expected) => context.get("x-client-name") === expected,
+    },
     devInteractions: { enabled: false },
     clientCredentials: { enabled: true },
     resourceIndicators: {

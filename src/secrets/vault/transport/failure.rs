@@ -3,7 +3,7 @@
 //! The server's own words are taken only from the `errors` list of its JSON, one line, shortened; a body that is not that is never quoted.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
 use serde::Deserialize;
@@ -179,7 +179,7 @@ impl Transport {
 }
 
 pub(super) fn asked_wait(retry_after: Option<&HeaderValue>) -> Option<Duration> {
-    schedule::asked_wait(retry_after?.to_str().ok()?)
+    schedule::asked_wait(retry_after?.to_str().ok()?, SystemTime::now())
 }
 
 fn tls_words(error: &rustls::Error) -> String {

@@ -152,9 +152,13 @@ impl Transport {
         if status == 101 {
             return Ok(response);
         }
+        let retry_after = response.headers().get(http::header::RETRY_AFTER).cloned();
         let body = self.body(request, path, &mut response).await?;
         tokio::task::yield_now().await;
-        Err(self.status_failure(request, status.max(400), &failure::errors_in(&body), None))
+        if status == 429 {
+            self.throttle(retry_after.as_ref());
+        }
+        Err(self.status_failure(request, status.max(400), &failure::errors_in(&body), retry_after.as_ref()))
     }
 
     async fn send(&self, request: Request<'_>, ask: Ask<'_>, token: &Secret) -> Result<Zeroizing<Vec<u8>>, FetchError> {
@@ -199,7 +203,9 @@ impl Transport {
         if left.is_zero() {
             return Ok(());
         }
-        let message = format!("the server at {} has had too many requests and asked to wait", self.address);
+        let seconds = left.as_secs_f64().ceil();
+        let message =
+            format!("the server at {} has had too many requests and asked to wait {seconds} s more", self.address);
         Err(FetchError::new(FailureKind::Throttled, message).after(Some(left)))
     }
 
@@ -255,6 +261,7 @@ impl Transport {
                 return Err(FetchError::new(FailureKind::Login, message));
             }
         };
+        self.not_throttled()?;
         let client = self.vault_client(request.what(), token)?;
         let _permit = self.permit(request.what()).await;
         call(&client).await.map_err(|error| self.vaultrs_failure(request, &error))
