@@ -59,11 +59,12 @@ impl Agent {
         self.ask("tools/call", json!({ "name": name, "arguments": arguments })).await
     }
 
-    /// The names in a list, without the prefix of the aggregate.
+    /// The names in a list, without what the aggregate puts before them.
     async fn names(&mut self, method: &str, list: &str, key: &str) -> Vec<String> {
         let answer = self.ask(method, json!({})).await;
         let items = answer["result"][list].as_array().unwrap_or_else(|| panic!("{answer}")).clone();
-        items.iter().map(|item| item[key].as_str().unwrap().trim_start_matches(&self.prefix).to_owned()).collect()
+        let own = |name: &str| name.trim_start_matches(&self.prefix).trim_start_matches("mcpeg://library/").to_owned();
+        items.iter().map(|item| own(item[key].as_str().unwrap())).collect()
     }
 }
 
