@@ -9,6 +9,7 @@ use crate::support::eventually;
 use crate::support::mcp::Client;
 use crate::support::sidecar::{Folder, PROGRAM, Sidecar};
 use crate::support::unix_http::UnixHttp;
+use crate::support::upstream::python_stdio;
 
 const CONFIG: &str = r#"version: "1.0"
 secrets:
@@ -153,4 +154,83 @@ async fn a_file_that_has_grown_is_set_aside_and_compressed_and_the_chain_goes_on
     })
     .await;
     assert!(verdict(&sidecar.folder).0);
+}
+
+/// What openssl says.
+fn hmac(key: &str, value: &str) -> String {
+    let output = Command::new("openssl")
+        .args(["dgst", "-sha256", "-hmac", key])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .and_then(|mut child| {
+            use std::io::Write;
+            child.stdin.take().unwrap().write_all(value.as_bytes())?;
+            child.wait_with_output()
+        })
+        .unwrap();
+    text(&output).trim().rsplit(' ').next().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn arguments_and_results_can_be_proved_by_whoever_has_the_key_and_the_key_may_rotate() {
+    let keys = ["0123456789abcdef-the-first-key", "0123456789abcdef-the-second-one"];
+    let main = r#"version: "1.0"
+secrets:
+  providers: { dev: { type: file, path: keys.yaml } }
+  items: { proof: { provider: dev, path: proof, refresh: 200ms } }
+services: { child: { config_file: child.yaml } }
+audit: { path: audit.log, digest: { key: "${secret.proof.key}" } }
+"#;
+    let child = format!("type: mcp\ncommand: {}\n", serde_json::to_string(&python_stdio()).unwrap());
+    let stored = |key: &str| format!("proof: {{ key: {key} }}\n");
+    let folder = Folder::new(&[("mcpeg.yaml", main), ("child.yaml", &child), ("keys.yaml", &stored(keys[0]))]);
+    let sidecar = Sidecar::start(folder);
+    let mut client = Client::initialized(&sidecar.service_socket("child")).await;
+    // Spaces and escapes as they are: what counts is the bytes.
+    let arguments = r#"{ "text" : "caf\u00e9  x" }"#;
+    for (index, key) in keys.into_iter().enumerate() {
+        sidecar.folder.write("keys.yaml", &stored(key));
+        let version = format!("proof@{}", index + 1);
+        let event = eventually(Duration::from_secs(15), "an event by this key", async || {
+            let id = client.received.len();
+            client.send(&format!(
+                r#"{{"jsonrpc":"2.0","id":"d{id}","method":"tools/call","params":{{"name":"echo","arguments":{arguments}}}}}"#
+            ))
+            .await;
+            client.line().await.unwrap();
+            let event = sidecar.folder.audit("mcp.request").pop()?;
+            (event["attributes"]["mcpeg.result.hmac_key"] == version).then_some(event)
+        })
+        .await;
+        let attributes = &event["attributes"];
+        assert_eq!(attributes["mcpeg.arguments.hmac"], hmac(key, arguments), "{event}");
+        let answer = client.received.last().unwrap();
+        let at = answer.find(r#""result":"#).unwrap() + r#""result":"#.len();
+        let mut values = serde_json::Deserializer::from_str(&answer[at..]).into_iter::<&serde_json::value::RawValue>();
+        let result = values.next().unwrap().unwrap().get();
+        assert_eq!(attributes["mcpeg.result.hmac"], hmac(key, result), "{event}");
+    }
+    // Neither what was said nor the key is anywhere in it, and it can be turned off while it runs.
+    let trail = sidecar.folder.read("audit.log");
+    assert!(!trail.contains("caf") && !keys.iter().any(|key| trail.contains(key)), "{trail}");
+    sidecar.folder.write("mcpeg.yaml", &main.replace(r#", digest: { key: "${secret.proof.key}" }"#, ""));
+    let output = sidecar.folder.mcpeg(&["reload"]);
+    assert!(output.status.success(), "{}", text(&output));
+    client.call("echo", serde_json::json!({ "text": "x" })).await;
+    let event = sidecar.folder.audit("mcp.request").pop().unwrap();
+    assert_eq!(event["attributes"]["mcpeg.arguments.hmac"], Value::Null, "{event}");
+    assert!(sidecar.stop().await.success());
+}
+
+#[test]
+fn a_key_for_digests_has_to_be_a_secret() {
+    let folder = Folder::new(&[(
+        "mcpeg.yaml",
+        "version: \"1.0\"\naudit: { path: audit.log, digest: { key: in-plain-sight } }\n",
+    )]);
+    let output = folder.mcpeg(&["check"]);
+    let said = text(&output);
+    assert!(output.status.code() == Some(64) && said.contains("expected a secret by its name"), "{said}");
+    assert!(said.contains("mcpeg.yaml:2:") && !said.contains("in-plain-sight"), "{said}");
 }

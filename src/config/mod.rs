@@ -139,14 +139,11 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     check_sockets_differ(unix.as_ref(), &admin, serve.as_ref(), &mut check);
     let otel = check::otel::Otel { variable: &|name| sources.variable(name) };
     let (global, metadata, logs) = (&raw.global, &raw.metadata, raw.storage.logs);
+    let digest = check::mcp::digest(raw.audit.digest.take(), &mut check);
     let telemetry = check::telemetry::settings(raw.telemetry, raw.audit, global, metadata, logs, &otel, &mut check);
     check::sources::tell_process(&telemetry.sources, process.as_mut(), &mut check);
-    check::sources::can_be_served(
-        &telemetry.sources,
-        sources.variable("PATH").as_deref(),
-        raw.transports.stdio.enabled,
-        &mut check,
-    );
+    let stdio = raw.transports.stdio.enabled;
+    check::sources::can_be_served(&telemetry.sources, sources.variable("PATH").as_deref(), stdio, &mut check);
     let timeout = raw.global.timeout.as_ref().map_or(check::mcp::DEFAULT_TIMEOUT, |timeout| timeout.0);
     let mut reader = ServiceReader { sources, timeout, followed, files: &mut files, references: &mut references };
     let (services, served) = reader.read_all(raw.services, unix.as_ref(), &mut check);
@@ -162,7 +159,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
         templates,
         process,
         services: served,
-        mcp: McpSettings { unix, http, stdio: raw.transports.stdio.enabled, services, limits, aggregate, leak_guard },
+        mcp: McpSettings { unix, http, stdio, services, limits, aggregate, leak_guard, digest },
         storage,
         telemetry,
         admin,

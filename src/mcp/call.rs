@@ -1,6 +1,7 @@
 //! One request of a client, from its arrival to its end, and the record of it: audit event, metrics, span.
 //!
-//! Invariant: a `Call` is settled exactly once, and before its answer is written. Arguments and results are never looked at.
+//! Invariant: a `Call` is settled exactly once, and before its answer is written. Arguments and results are never looked at, but for keyed
+//! digests of them where `audit.digest` wants that.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::breaker::{Change, State};
+use super::digest::{Digested, Digests};
 use super::metrics::{Metrics, Operation};
 use super::policy::{Denial, Plan};
 use super::protocol::{PROMPTS_GET, RESOURCES_READ, TOOLS_CALL, code, known_version, method_label, names_a_subject};
@@ -57,6 +59,8 @@ pub struct Call {
     pub timeout: Option<Duration>,
     /// What policy and cache have to do with it, if anything.
     pub plan: Option<Box<Plan>>,
+    pub arguments: Option<Box<Digested>>,
+    pub result: Option<Box<Digested>>,
 }
 
 /// How a request ended.
@@ -112,6 +116,8 @@ impl Call {
             is_modern: request.modern_version().is_some(),
             timeout: None,
             plan: None,
+            arguments: None,
+            result: None,
         }
     }
 
@@ -199,6 +205,7 @@ pub struct Recorder {
     pub metrics: Metrics,
     /// For what children print.
     pub shipping: Shipping,
+    pub digests: Digests,
 }
 
 impl Recorder {
@@ -286,6 +293,19 @@ fn event(
         .with("mcpeg.duration", total.as_secs_f64())
         .with_some("mcpeg.secret.versions", versions)
         .with("jsonrpc.request.id", clip(call.id.trim_matches('"')));
+    if call.arguments.is_some() || call.result.is_some() {
+        event = digested(event, call);
+    }
     event.trace = call.span.ids;
     peer.onto(event)
+}
+
+fn digested(event: AuditEvent, call: &Call) -> AuditEvent {
+    let (arguments, result) = (call.arguments.as_deref(), call.result.as_deref());
+    event
+        .with_some("mcpeg.arguments.hmac", arguments.and_then(Digested::hmac))
+        .with_some("mcpeg.arguments.hmac_key", arguments.and_then(Digested::key))
+        .with_some("mcpeg.result.hmac", result.and_then(Digested::hmac))
+        .with_some("mcpeg.result.hmac_key", result.and_then(Digested::key))
+        .with_some("mcpeg.hmac_error", arguments.and_then(Digested::error).or(result.and_then(Digested::error)))
 }

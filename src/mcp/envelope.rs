@@ -114,6 +114,7 @@ impl<'a> Select<'a> for Params<'a> {
     fn take<A: MapAccess<'a>>(&mut self, key: &str, map: &mut A) -> Result<bool, A::Error> {
         match key {
             "name" => once(&mut self.name, key, field(map))?,
+            "arguments" => once(&mut self.arguments, key, field(map))?,
             "uri" => once(&mut self.uri, key, field(map))?,
             "cursor" => once(&mut self.cursor, key, field(map))?,
             "protocolVersion" => once(&mut self.protocol_version, key, field(map))?,

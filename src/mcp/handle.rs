@@ -151,6 +151,7 @@ impl Staged {
             };
         });
         shared.leaks.change(settings.leak_guard);
+        shared.recorder.digests.change(settings.digest);
         removed.iter().for_each(|service| service.close());
         failed.map_or(Ok(()), Err)
     }

@@ -37,6 +37,7 @@ fn settings(folder: &Path, services: &[(&str, &str)]) -> McpSettings {
         limits: Limits { max_connections: 4, max_in_flight: 4, ..Limits::small() },
         aggregate: super::super::settings::AggregateSettings::default(),
         leak_guard: super::super::settings::LeakAction::Redact,
+        digest: None,
     }
 }
 

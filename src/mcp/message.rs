@@ -54,6 +54,7 @@ pub enum AnswerBody<'a> {
 #[derive(Debug, Default)]
 pub struct Params<'a> {
     pub name: Option<Field<'a>>,
+    pub arguments: Option<Field<'a>>,
     pub uri: Option<Field<'a>>,
     pub cursor: Option<Field<'a>>,
     pub protocol_version: Option<Field<'a>>,

@@ -14,6 +14,7 @@ mod call;
 mod catalogue;
 pub mod connect;
 mod credentials;
+mod digest;
 mod envelope;
 mod handle;
 mod http;
@@ -50,6 +51,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use self::cache::Answers;
 use self::call::Recorder;
+use self::digest::Digests;
 pub use self::handle::{McpHandle, Staged};
 use self::http::Front;
 use self::http::bind::BindError;
@@ -112,12 +114,13 @@ pub fn build(settings: McpSettings, outside: Outside) -> Result<(McpHandle, Vec<
     };
     let stdio = settings.stdio;
     let (front, starts) = Front::new();
+    let digests = Digests::new(secrets.clone(), settings.digest.clone());
     let shared = Arc::new(Shared {
         registry: watch::Sender::new(Arc::new(registry)),
         secrets,
         control,
         leaks: Arc::new(Leaks::new(guard, settings.leak_guard)),
-        recorder: Arc::new(Recorder { audit, metrics: Metrics::new(&meter), shipping }),
+        recorder: Arc::new(Recorder { audit, metrics: Metrics::new(&meter), shipping, digests }),
         answers: Arc::new(Answers::new(cache, random())),
         local,
         identity,

@@ -28,6 +28,8 @@ pub struct McpSettings {
     pub limits: Limits,
     pub aggregate: AggregateSettings,
     pub leak_guard: LeakAction,
+    /// The key of digests of arguments and results in audit events. `None`: there are none.
+    pub digest: Option<SecretText>,
 }
 
 /// How all services are served as one.

@@ -12,10 +12,12 @@ use crate::config::raw::mcp::{
     RawTransports, RawUnix,
 };
 use crate::config::raw::scalar::RawPath;
+use crate::config::raw::telemetry::RawDigest;
 use crate::mcp::settings::{
     AggregateSettings, HttpSettings, HttpTransport, Limits, ListenSettings, ListenTls, LocalSettings, OnRotate,
     ServiceSettings, StdioSettings, UnixSettings, UpstreamSettings,
 };
+use crate::secret::SecretText;
 use crate::services::settings::ServiceSettings as Local;
 
 /// `folder` is the main file's, from which default paths start.
@@ -102,6 +104,14 @@ pub fn aggregate(raw: RawAggregate, check: &mut Check<'_>) -> AggregateSettings 
         list_timeout,
         page_size: raw.page_size.map_or(default.page_size, |size| size as usize),
     }
+}
+
+pub fn digest(raw: Option<RawDigest>, check: &mut Check<'_>) -> Option<SecretText> {
+    let key = raw?.key.0;
+    if key.references().next().is_none() {
+        check.problem(&["audit", "digest", "key"], "expected a secret by its name: `${secret.ITEM.FIELD}`");
+    }
+    Some(key)
 }
 
 /// The name as it becomes a socket's name and a prefix.

@@ -141,6 +141,15 @@ pub struct RawAudit {
     /// After so many records the hash of the last goes to the collector, as the event `audit.anchor`. Default: 1000.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub anchor_every: Option<u64>,
+    /// Puts keyed digests (HMAC-SHA-256) of the arguments and the result of each MCP request into its event. Left out: none.
+    pub digest: Option<RawDigest>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawDigest {
+    /// The key, at least 16 bytes: `${secret.ITEM.FIELD}`. The event names the version that was used.
+    pub key: RawSecretText,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]

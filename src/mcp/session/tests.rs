@@ -10,6 +10,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::*;
 use crate::mcp::call::Recorder;
+use crate::mcp::digest::Digests;
 use crate::mcp::metrics::Metrics;
 use crate::mcp::service::Service;
 use crate::mcp::settings::policy::PolicySettings;
@@ -58,7 +59,8 @@ impl Client {
         let (secrets, audit) = (Secrets::new(&[("token", "one")]), Audit::new());
         let metrics = Metrics::new(&opentelemetry::global::meter("test"));
         let limits = Limits { max_in_flight: 3, ..Limits::small() };
-        let recorder = Arc::new(Recorder { audit: audit.clone(), metrics, shipping: shipping() });
+        let digests = Digests::new(secrets.clone(), None);
+        let recorder = Arc::new(Recorder { audit: audit.clone(), metrics, shipping: shipping(), digests });
         let around = Surroundings {
             service: service.clone(),
             secrets: secrets.clone(),

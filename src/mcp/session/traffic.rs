@@ -173,6 +173,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     /// `alias`: the name that the client knows the tool by, if it is another one.
     fn on_named_request(&mut self, request: &Request<'_>, line: &Bytes, alias: Option<&str>) {
         let mut call = Call::begin(request, &self.around.service.name, self.version);
+        call.arguments = self.around.recorder.digests.of(request.params.arguments);
         if self.ledger.contains(&request.key) {
             let message = "the id belongs to a request that is not answered yet".to_owned();
             return self.deny(call, &Denial::new(code::INVALID_REQUEST, "duplicate_id", message));
@@ -386,6 +387,9 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         };
         let checked = self.around.leaks.check(line, Some(answer.id));
         let ending = if matches!(checked, Checked::Blocked(_)) { Ending::Denied { kind: LEAK } } else { ending };
+        if self.around.recorder.digests.are_made() {
+            self.digest_result(key, &ending, answer, &checked);
+        }
         // Whoever has waited no longer has got an error already.
         let Some((call, recorded)) = self.ledger.settle(key, versions, &ending) else { return };
         if call.method == INITIALIZE {
@@ -400,6 +404,22 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
                 Checked::Blocked(leak) => self.answer_blocked(&call, &leak),
             },
         }
+    }
+
+    /// Of the result as the client gets it, if it gets one.
+    fn digest_result(&mut self, key: &IdKey, ending: &Ending<'_>, answer: &Answer<'_>, checked: &Checked) {
+        let Some(call) = self.ledger.get_mut(key).filter(|_| matches!(ending, Ending::Answered { .. })) else { return };
+        let result = |body: &AnswerBody<'_>| match body {
+            AnswerBody::Result { raw, .. } => self.around.recorder.digests.of(Some(*raw)),
+            AnswerBody::Error { .. } => None,
+        };
+        call.result = match checked {
+            Checked::Redacted(line, _) => match parse(line) {
+                Ok(Message::Answer(left)) => result(&left.body),
+                _ => None,
+            },
+            _ => result(&answer.body),
+        };
     }
 
     /// Passes on what is no answer to a request, or what is left of it. False when the client does not get it.

@@ -148,8 +148,9 @@ impl Rig {
         let service = Arc::new(Service::new("s", settings.clone()).unwrap());
         let metrics = Metrics::new(&opentelemetry::global::meter("test"));
         let limits = Limits { max_in_flight: 2, ..Limits::small() };
-        let recorder = Arc::new(Recorder { audit: Audit::new(), metrics, shipping: shipping() });
         let secrets = Secrets::new(&[("token", "one")]);
+        let digests = crate::mcp::digest::Digests::new(secrets.clone(), None);
+        let recorder = Arc::new(Recorder { audit: Audit::new(), metrics, shipping: shipping(), digests });
         let around = Surroundings {
             service: service.clone(),
             secrets: secrets.clone(),
