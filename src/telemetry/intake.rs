@@ -39,7 +39,7 @@ pub trait Intake: Send + Sync {
     fn checkpoints(&self) -> Vec<(String, Vec<u8>)>;
 }
 
-/// The spool. A source can wait, so nothing of it is taken that would force something else out.
+/// The spool. A source can wait, so nothing of it is taken that would force out what no destination has yet.
 impl Intake for Spool {
     fn append(&self, entry: Entry<'_>) -> Result<(), NotTaken> {
         let lane = match entry.kind {
@@ -47,7 +47,7 @@ impl Intake for Spool {
             Kind::Traces => Lane::Traces,
             Kind::Metrics => Lane::Metrics,
         };
-        if !self.has_spare(lane, entry.body.len()) {
+        if !self.make_spare(lane, entry.body.len()) {
             return Err(NotTaken::Full);
         }
         let checkpoint = entry.checkpoint.map(|(source, position)| Checkpoint { source, position });

@@ -14,6 +14,7 @@ use super::backoff::Pause;
 use super::destination::Destination;
 use super::pump::Source;
 use super::request::{self, Request};
+use super::suspects::Suspects;
 use super::wire::Wire;
 
 pub struct LaneSource {
@@ -24,6 +25,8 @@ pub struct LaneSource {
     /// What is on its way.
     batch: Option<Batch>,
     limit: BatchLimit,
+    /// Of the batch, when it was refused.
+    suspects: Suspects,
     /// Failures in a row that may be the batch's own fault.
     doubts: u32,
 }
@@ -31,7 +34,16 @@ pub struct LaneSource {
 impl LaneSource {
     pub fn new(exports: Arc<Exports>, destination: Arc<Destination>, lane: Lane) -> Self {
         let arrivals = exports.spool.arrivals(lane);
-        Self { exports, destination, lane, arrivals, batch: None, limit: LARGEST, doubts: 0 }
+        Self {
+            exports,
+            destination,
+            lane,
+            arrivals,
+            batch: None,
+            limit: LARGEST,
+            suspects: Suspects::default(),
+            doubts: 0,
+        }
     }
 
     fn signal(&self) -> Signal {
@@ -65,7 +77,27 @@ impl LaneSource {
         tally.dropped(self.signal(), reason, request.records);
         let (destination, records, reason) = (name.as_str(), request.records, reason.as_str());
         warn!(destination, records, reason, answer = why, kept, "the collector did not take records");
+        self.suspects.given_up(request.records);
         self.done(request);
+    }
+
+    /// The collector will never take the request as it is: less at a time finds the records that are the reason.
+    fn refused(&mut self, request: &Request, wanted: usize, why: &str) {
+        self.doubts = 0;
+        if !self.suspects.refused(request.records, wanted) {
+            self.give_up(request, Reason::Refused, why);
+        }
+    }
+
+    /// `wanted`: so many records were to be in it. One with more cannot be taken apart.
+    fn too_large(&mut self, request: &Request, wanted: usize) {
+        match request.records {
+            1 => self.give_up(request, Reason::TooLarge, "one record alone is too large"),
+            records if records > wanted as u64 => {
+                self.give_up(request, Reason::TooLarge, "too large, and it cannot be taken apart");
+            }
+            _ => self.halve(request),
+        }
     }
 
     fn halve(&mut self, request: &Request) {
@@ -82,6 +114,7 @@ impl LaneSource {
 
     fn delivered(&mut self, request: &Request, rejected: u64) {
         let (rejected, signal) = (rejected.min(request.records), self.signal());
+        self.suspects.taken(request.records);
         self.done(request);
         self.destination.tally.exported(signal, request.records - rejected);
         if rejected > 0 {
@@ -90,13 +123,15 @@ impl LaneSource {
         self.grow();
     }
 
-    fn failed(&mut self, request: &Request, trouble: Trouble) -> Result<(), Trouble> {
+    fn failed(&mut self, request: &Request, wanted: usize, trouble: Trouble) -> Result<(), Trouble> {
         if trouble.overload {
             self.halve(request);
         }
         self.doubts = if trouble.doubtful { self.doubts + 1 } else { 0 };
-        if self.doubts >= MOST_DOUBTS {
-            self.give_up(request, Reason::Refused, &trouble.phrase);
+        // Where the reason is known to be among a few records, it takes less to be convinced.
+        let most = if self.suspects.are_some() { MOST_DOUBTS_OF_SUSPECTS } else { MOST_DOUBTS };
+        if self.doubts >= most {
+            self.refused(request, wanted, &trouble.phrase);
             return Ok(());
         }
         if trouble.uncertain {
@@ -128,16 +163,17 @@ impl Source for LaneSource {
             self.batch = taken.map_err(|error| {
                 Trouble::new(format!("is not asked: the spool cannot be read: {error}"), Pause::Busy)
             })?;
+            self.suspects.begin();
         }
         let Some(batch) = &self.batch else { return Ok(()) };
-        let request = request::first_of(batch, self.limit);
+        let wanted = self.suspects.limit(self.limit.records);
+        let request = request::first_of(batch, BatchLimit { records: wanted, ..self.limit });
         let (answer, rejected) = wire.send(self.signal(), request.body.clone()).await;
         match answer {
             Answer::Delivered => self.delivered(&request, rejected),
-            Answer::TooLarge if request.records > 1 => self.halve(&request),
-            Answer::TooLarge => self.give_up(&request, Reason::TooLarge, "one record alone is too large"),
-            Answer::Refused(why) => self.give_up(&request, Reason::Refused, &why),
-            Answer::Failed(trouble) => return self.failed(&request, trouble),
+            Answer::TooLarge => self.too_large(&request, wanted),
+            Answer::Refused(why) => self.refused(&request, wanted, &why),
+            Answer::Failed(trouble) => return self.failed(&request, wanted, trouble),
         }
         Ok(())
     }
@@ -145,5 +181,6 @@ impl Source for LaneSource {
 
 const LARGEST: BatchLimit = BatchLimit { records: 4096, bytes: 1024 * 1024 };
 const SMALLEST_BYTES: usize = 1024;
-/// So often a batch is tried on which the collector fails without saying why.
+/// So often a request is tried on which the collector fails without saying why.
 const MOST_DOUBTS: u32 = 8;
+const MOST_DOUBTS_OF_SUSPECTS: u32 = 2;

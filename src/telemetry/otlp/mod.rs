@@ -2,8 +2,8 @@
 //! SDK's exporters.
 //!
 //! `destination` is one collector with all that is known of it, `plan` where it is and how to speak to it, `wire` a connection, `pump`
-//! drives `lanes` and `spans`, `push` drives the metrics, `request` cuts and joins encoded requests, `answer` says what a collector's
-//! answer means, `backoff` how long to wait, `health` how it is going, `dead_letters` keeps what is refused. Everything runs in one part;
+//! drives `lanes` and `spans`, `push` drives the metrics, `request` cuts and joins encoded requests, `suspects` finds the records
+//! for which a request is refused, `answer` says what a collector's answer means, `backoff` how long to wait, `health` how it is going, `dead_letters` keeps what is refused. Everything runs in one part;
 //! each destination has a connection and waits of its own for each signal, so that one that fails does not hold up the others. All of it
 //! can change while the process runs, except the resource.
 
@@ -23,6 +23,7 @@ mod push;
 mod record;
 pub mod request;
 mod spans;
+mod suspects;
 mod wire;
 
 use std::collections::BTreeMap;

@@ -122,11 +122,15 @@ impl DiskStore {
     ) -> Result<u64, NotTaken> {
         let mut lost = Vec::new();
         let taken = self.lock().append(lane, records, body, checkpoint, &mut lost);
-        // Out of the lock, for whoever is told may have something to say.
+        self.tell(lost);
+        taken
+    }
+
+    /// Out of the lock, for whoever is told may have something to say.
+    fn tell(&self, lost: Vec<Lost>) {
         for Lost { destination, lane, why, records } in lost {
             self.losses.lost(&destination, lane, why, records);
         }
-        taken
     }
 
     /// Whether the bounds have room for a body of this length, made by dropping others where that is asked for.
@@ -141,10 +145,13 @@ impl DiskStore {
         }
     }
 
-    /// Whether it fits beside all that is there, with an eighth of the bound to spare.
-    pub fn has_spare(&self, lane: Lane, length: usize) -> bool {
-        let state = self.lock();
-        state.fits(lane, length as u64 + state.bounds.max_bytes / 8)
+    /// Whether it fits with an eighth of the bound to spare: beside all that is there, or where the oldest may go, beside all that the
+    /// foremost destination has not got.
+    pub fn make_spare(&self, lane: Lane, length: usize) -> bool {
+        let mut lost = Vec::new();
+        let fits = self.lock().make_spare(lane, length as u64, &mut lost);
+        self.tell(lost);
+        fits
     }
 
     pub fn checkpoint(&self, source: &str) -> Option<Vec<u8>> {
@@ -263,6 +270,12 @@ impl LaneState {
         Ok(Self { folder, segments, readers: BTreeMap::new() })
     }
 
+    /// A destination has all of the oldest segment, so that only those lose something by its end that are behind.
+    fn is_oldest_with_somebody(&self) -> bool {
+        let foremost = self.readers.values().map(|reader| reader.acknowledged).max();
+        self.segments.oldest_end().zip(foremost).is_some_and(|(end, foremost)| foremost >= end)
+    }
+
     fn unlink_drained(&mut self) -> bool {
         let lowest = self.readers.values().map(|reader| reader.acknowledged).min();
         lowest.is_some_and(|lowest| self.segments.unlink_drained(lowest))
@@ -340,11 +353,27 @@ impl State {
         }
     }
 
-    /// Makes room for `lane`: from its own oldest records, or if it has none to give, from the largest other lane but audit.
-    fn drop_oldest(&mut self, lane: Lane, losses: &mut Vec<Lost>) -> bool {
+    fn make_spare(&mut self, lane: Lane, length: u64, lost: &mut Vec<Lost>) -> bool {
+        let wanted = length + self.bounds.max_bytes / 8;
+        while !self.fits(lane, wanted) {
+            let may_drop = self.bounds.when_full == WhenFull::DropOldest;
+            if !may_drop || !self.drop_oldest_of(lane, lost, LaneState::is_oldest_with_somebody) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Makes room for `lane`.
+    fn drop_oldest(&mut self, lane: Lane, lost: &mut Vec<Lost>) -> bool {
+        self.drop_oldest_of(lane, lost, |_| true)
+    }
+
+    /// Drops the oldest records of `lane`, or if it has none to give, of the largest other lane but audit.
+    fn drop_oldest_of(&mut self, lane: Lane, losses: &mut Vec<Lost>, may_give: impl Fn(&LaneState) -> bool) -> bool {
         let mut order: Vec<Lane> = Lane::ALL.into_iter().filter(|other| *other != Lane::Audit).collect();
         order.sort_by_key(|other| (*other != lane, std::cmp::Reverse(self.lanes[*other as usize].segments.bytes())));
-        for victim in order {
+        for victim in order.into_iter().filter(|victim| may_give(&self.lanes[*victim as usize])).collect::<Vec<_>>() {
             let lane_state = &mut self.lanes[victim as usize];
             let Some(base) = lane_state.segments.drop_oldest() else { continue };
             for (name, reader) in &mut lane_state.readers {

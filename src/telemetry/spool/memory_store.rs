@@ -1,7 +1,7 @@
 //! The spool without a folder: it ends with the process.
 //!
 //! When a lane is full its oldest records go that are not on their way to everybody, because a collector that comes back has more use for
-//! what happened last. What is taken is kept by whoever took it, and does not count here.
+//! what happened last. A source that can wait waits, unless a destination has the oldest already: the foremost one sets the pace. What is taken is kept by whoever took it, and does not count here.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -77,7 +77,7 @@ impl MemoryStore {
             return Ok(lane_state.next);
         }
         while lane_state.is_full(capacity, u64::from(records), body.len()) {
-            if checkpoint.is_some() {
+            if checkpoint.is_some() && !lane_state.is_oldest_with_somebody() {
                 return Err(NotTaken::Full);
             }
             lane_state.drop_oldest(lane, &*self.losses);
@@ -92,6 +92,20 @@ impl MemoryStore {
     pub fn has_room(&self, lane: Lane) -> bool {
         let state = self.lock();
         !state.lanes[lane as usize].is_full(state.capacity, 1, 1)
+    }
+
+    /// Whether there is room for something whose source can wait.
+    pub fn make_spare(&self, lane: Lane) -> bool {
+        let mut state = self.lock();
+        let capacity = state.capacity;
+        let lane_state = &mut state.lanes[lane as usize];
+        while lane_state.is_full(capacity, 1, 1) {
+            if !lane_state.is_oldest_with_somebody() {
+                return false;
+            }
+            lane_state.drop_oldest(lane, &*self.losses);
+        }
+        true
     }
 
     pub fn take(&self, lane: Lane, destination: &str, limit: BatchLimit) -> Option<Batch> {
@@ -159,6 +173,12 @@ impl LaneState {
     fn is_full(&self, capacity: u64, records: u64, bytes: usize) -> bool {
         let waiting = self.next - self.first();
         waiting > 0 && (waiting + records > capacity || self.bytes + bytes > MOST_BYTES)
+    }
+
+    /// A destination has the oldest chunk, so that only those lose something by its end that are behind.
+    fn is_oldest_with_somebody(&self) -> bool {
+        let foremost = self.readers.values().map(|reader| reader.acknowledged).max().unwrap_or(0);
+        self.waiting.front().is_some_and(|(chunk, _)| chunk.first + u64::from(chunk.records) <= foremost)
     }
 
     fn drop_oldest(&mut self, lane: Lane, losses: &dyn Losses) {

@@ -215,7 +215,7 @@ impl Spool {
     /// Both may be empty but not the two together: a position alone moves the checkpoint.
     ///
     /// After `Ok` they are in the spool, or a bound had them dropped and counted. When no destination is configured nothing is kept.
-    /// In memory, what comes with a checkpoint is never dropped: its source is told to wait.
+    /// In memory, what comes with a checkpoint drops nothing that no destination has: its source is told to wait.
     pub fn append(
         &self,
         lane: Lane,
@@ -271,11 +271,12 @@ impl Spool {
         }
     }
 
-    /// Whether a request of `bytes` finds room without another one having to go, and leaves some for those who cannot wait.
-    pub fn has_spare(&self, lane: Lane, bytes: usize) -> bool {
+    /// Whether a request of `bytes` finds room without another one having to go, and leaves some for those who cannot wait. Where the oldest
+    /// may go, what the foremost destination has is no reason to wait: those that are behind lose it, counted.
+    pub fn make_spare(&self, lane: Lane, bytes: usize) -> bool {
         match &self.0.store {
-            Store::Memory(store) => store.has_room(lane),
-            Store::Disk(store) => store.has_spare(lane, bytes),
+            Store::Memory(store) => store.make_spare(lane),
+            Store::Disk(store) => store.make_spare(lane, bytes),
         }
     }
 

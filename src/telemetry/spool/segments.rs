@@ -227,6 +227,12 @@ impl Segments {
         self.list.front().map_or(self.next, |segment| segment.base)
     }
 
+    /// The number of the first record behind the oldest segment. `None`: it holds no record.
+    pub fn oldest_end(&self) -> Option<u64> {
+        let end = self.list.get(1).map_or(self.next, |second| second.base);
+        (self.base() < end).then_some(end)
+    }
+
     pub fn bytes(&self) -> u64 {
         self.bytes
     }

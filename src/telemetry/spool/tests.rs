@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::disk::Folder;
 use super::simulated::SimulatedFolder;
 use super::*;
+use crate::telemetry::intake::{Entry, Intake, Kind};
 
 #[derive(Default)]
 struct Counted(Mutex<BTreeMap<(String, &'static str), u64>>);
@@ -379,6 +380,45 @@ fn in_memory_the_oldest_go_except_those_whose_source_can_wait() {
     );
     assert_eq!(bench.take("one", ALL), numbers(9..10));
     assert_eq!(bench.spool.depth(Lane::Logs, "one"), Depth::default());
+}
+
+/// Appends through the door that sources use, until one has to wait. How many were taken.
+fn fill_by_a_source(bench: &Bench) -> usize {
+    let body = vec![b'x'; 10_000];
+    let append = |number: usize| {
+        let position = number.to_string();
+        let entry = Entry { kind: Kind::Logs, records: 1, body: &body, checkpoint: Some(("s", position.as_bytes())) };
+        Intake::append(&bench.spool, entry).is_ok()
+    };
+    (0..MANY).take_while(|number| append(*number)).count()
+}
+
+const MANY: usize = 500;
+
+#[test]
+fn a_destination_that_is_gone_for_long_holds_up_no_source_of_another() {
+    let bounds = |when_full| SpoolBounds { max_bytes: SMALL, when_full };
+    let on_disk = |when_full| Bench::over(Default::default(), bounds(when_full), &["up", "away"]);
+    let in_memory = Bench::in_memory(40);
+    in_memory.destinations(&["up", "away"]);
+    for (bench, is_dropped) in
+        [(on_disk(WhenFull::DropOldest), true), (in_memory, true), (on_disk(WhenFull::Block), false)]
+    {
+        let first = fill_by_a_source(&bench);
+        assert!((30..60).contains(&first), "nobody has anything: {first}");
+        assert_eq!(bench.take("up", ALL).len(), first);
+        let then = fill_by_a_source(&bench);
+        if is_dropped {
+            assert!((20..60).contains(&then), "as far as the foremost is: {then}");
+            assert_eq!(bench.take("up", ALL).len(), then);
+            let (left, lost) = (bench.take("away", ALL).len(), bench.lost("away", "full"));
+            assert_eq!((left as u64 + lost, lost > 0), ((first + then) as u64, true));
+            assert!(left >= 20, "{left}");
+        } else {
+            assert_eq!((then, bench.lost("away", "full")), (0, 0));
+        }
+        assert_eq!(bench.lost("up", "full"), 0);
+    }
 }
 
 proptest! {

@@ -120,26 +120,33 @@ async fn zstd_is_spoken_by_both_protocols() {
     }
 }
 
-#[tokio::test]
-async fn what_will_never_be_taken_is_found_among_the_dead_letters() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut refused = 0;
-    let script = move |_: &sink::Received| {
-        refused += 1;
-        Reply::code(if refused == 1 { 400 } else { 200 })
+/// A collector that refuses every request with one of these records in it.
+async fn refusing(guilty: &'static [i64]) -> Sink {
+    let script = |request: &sink::Received| {
+        let is_guilty = request.seqs().iter().any(|seq| guilty.contains(seq));
+        Reply::code(if is_guilty { 400 } else { 200 })
     };
-    let sink = Sink::start(false, None, script).await;
+    Sink::start(false, None, script).await
+}
+
+#[tokio::test]
+async fn what_will_never_be_taken_is_found_among_the_dead_letters_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let sink = refusing(&[3, 70]).await;
     let running = Running::start(spooled(&sink.endpoint(), OtlpProtocol::HttpProtobuf, folder.path()));
-    running.record(3);
+    running.record(100);
     let kept = || running.metric("mcpeg_telemetry_dead_letters_total{destination=\"otlp\"}").unwrap_or_default();
-    until("the refusal", || kept() == "3").await;
+    until("the refusals", || kept() == "2").await;
     running.record(2);
-    until("the rest", || sink.delivered() == [4, 5]).await;
-    let letters: Vec<_> =
-        std::fs::read_dir(folder.path().join("dead-letters")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert_eq!(letters.len(), 1);
-    let body = std::fs::read(&letters[0]).unwrap();
-    assert_eq!(body, sink.received("logs")[0].body, "it can be posted again as it is");
+    until("the rest", || sink.delivered().last() == Some(&102)).await;
+    let delivered: Vec<i64> = (1..=102).filter(|seq| ![3, 70].contains(seq)).collect();
+    assert_eq!(sink.delivered(), delivered);
+    let letters = std::fs::read_dir(folder.path().join("dead-letters")).unwrap().map(|entry| entry.unwrap().path());
+    let mut letters: Vec<_> = letters.collect();
+    letters.sort();
+    let alone = |seq: i64| sink.received("logs").into_iter().find(|request| request.seqs() == [seq]).unwrap().body;
+    let bodies: Vec<_> = letters.iter().map(|letter| std::fs::read(letter).unwrap()).collect();
+    assert_eq!(bodies, [alone(3), alone(70)], "they can be posted again as they are");
     running.stop().await;
 }
 
@@ -151,21 +158,30 @@ enum Fault {
     Busy,
     Unavailable,
     TooLarge,
+    /// It closes the connection in the middle of an answer.
+    Reset,
     /// It took the request, and the answer never came.
     LostAnswer,
 }
 
-/// A few seconds of each fault, with records coming all the time.
+impl Fault {
+    const ALL: [Self; 7] =
+        [Self::Refuse, Self::Hang, Self::Busy, Self::Unavailable, Self::TooLarge, Self::Reset, Self::LostAnswer];
+}
+
+/// Some time of each fault, with records coming all the time: `MCPEG_FAULT_SECONDS=10` for the full length.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_fault_of_a_collector_loses_a_record() {
+    let seconds = std::env::var("MCPEG_FAULT_SECONDS").map_or(1.5, |seconds| seconds.parse().unwrap());
     for (protocol, grpc) in BOTH {
-        for fault in [Fault::Refuse, Fault::Hang, Fault::Busy, Fault::Unavailable, Fault::TooLarge, Fault::LostAnswer] {
-            survives(fault, protocol, grpc).await;
+        for fault in Fault::ALL {
+            survives(fault, protocol, grpc, Duration::from_secs_f64(seconds)).await;
         }
     }
 }
 
-async fn survives(fault: Fault, protocol: OtlpProtocol, grpc: bool) {
+#[allow(clippy::print_stderr, reason = "the figures of a long run")]
+async fn survives(fault: Fault, protocol: OtlpProtocol, grpc: bool, time: Duration) {
     let folder = tempfile::tempdir().unwrap();
     let faulty = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let on = faulty.clone();
@@ -178,6 +194,7 @@ async fn survives(fault: Fault, protocol: OtlpProtocol, grpc: bool) {
             Fault::Busy => Reply { retry_after: Some("1"), ..Reply::code(if grpc { 8 } else { 429 }) },
             Fault::Hang => Reply::never(),
             Fault::LostAnswer => Reply::lost(),
+            Fault::Reset => Reply::reset(),
             Fault::TooLarge if request.seqs().len() <= 4 => ok(grpc),
             Fault::TooLarge => {
                 let message = "grpc: received message larger than max";
@@ -196,7 +213,7 @@ async fn survives(fault: Fault, protocol: OtlpProtocol, grpc: bool) {
     let running = Running::start(settings);
     let until_now = Instant::now();
     let mut recorded = 0;
-    while until_now.elapsed() < Duration::from_millis(1500) {
+    while until_now.elapsed() < time {
         running.record(20);
         recorded += 20;
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -209,6 +226,7 @@ async fn survives(fault: Fault, protocol: OtlpProtocol, grpc: bool) {
     until(&format!("all {recorded} after {fault:?}"), || numbers(&sink).0.len() == recorded).await;
     let (_, twice) = numbers(&sink);
     let repeated = running.metric("mcpeg_telemetry_repeated_total{destination=\"otlp\",signal=\"logs\"}").unwrap();
+    eprintln!("{time:?} of {fault:?}, grpc {grpc}: {recorded} records, none lost, {twice} twice");
     if matches!(fault, Fault::LostAnswer) {
         assert!(twice > 0 && repeated.parse::<usize>().unwrap() >= twice, "{twice} {repeated}");
     } else {

@@ -82,10 +82,16 @@ impl Reply {
     pub fn lost() -> Self {
         Self::code(LOST)
     }
+
+    /// The connection is reset in place of an answer.
+    pub fn reset() -> Self {
+        Self::code(RESET)
+    }
 }
 
 const NEVER: u16 = 999;
 const LOST: u16 = 998;
+const RESET: u16 = 997;
 
 pub type Script = Box<dyn FnMut(&Received) -> Reply + Send>;
 
@@ -157,27 +163,42 @@ async fn serve(stream: tokio::net::TcpStream, state: Arc<State>) {
     let grpc = state.grpc;
     drop(state);
     let handler_state = weak.clone();
+    let broken = Arc::new(tokio::sync::Notify::new());
+    let breaks = broken.clone();
     let service = service_fn(move |request| {
-        let state = handler_state.clone();
+        let (state, breaks) = (handler_state.clone(), breaks.clone());
         async move {
             let state = state.upgrade().unwrap();
-            Ok::<_, Infallible>(answer(&state, request).await)
+            Ok::<_, Infallible>(answer(&state, request, &breaks).await)
         }
     });
-    // How a connection ends is not what is tested here.
-    if grpc {
-        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-            .serve_connection(TokioIo::new(stream), service)
-            .await;
-    } else {
-        let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    let socket = rustix::io::dup(&stream).unwrap();
+    let served = async {
+        // How a connection ends is not what is tested here.
+        if grpc {
+            let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        } else {
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+        }
+    };
+    tokio::select! {
+        () = served => {}
+        // With this, closing it resets the connection.
+        () = broken.notified() => rustix::net::sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).unwrap(),
     }
+    drop(socket);
     if let Some(state) = weak.upgrade() {
         state.open.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-async fn answer(state: &State, request: Request<Incoming>) -> Response<BoxBody<Bytes, Infallible>> {
+async fn answer(
+    state: &State,
+    request: Request<Incoming>,
+    breaks: &tokio::sync::Notify,
+) -> Response<BoxBody<Bytes, Infallible>> {
     let (parts, body) = request.into_parts();
     let mut body = body.collect().await.unwrap().to_bytes();
     let zipped = !state.grpc || body.split_to(5)[0] == 1;
@@ -202,7 +223,10 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<BoxBody<B
     let reply = state.script.lock().unwrap()(&received);
     received.accepted = reply.code == LOST || reply.code == if state.grpc { 0 } else { 200 };
     state.received.lock().unwrap().push(received);
-    if reply.code == NEVER || reply.code == LOST {
+    if reply.code == RESET {
+        breaks.notify_one();
+    }
+    if [NEVER, LOST, RESET].contains(&reply.code) {
         std::future::pending::<()>().await;
     }
     if state.grpc { grpc_response(&reply) } else { http_response(reply) }
