@@ -12,24 +12,29 @@ use opentelemetry_proto::tonic::collector::logs::v1::logs_service_client::LogsSe
 use prost::Message;
 use serde_json::json;
 
+use crate::support::collector::Collector;
 use crate::support::otlp_sink::OtlpSink;
 use crate::support::sidecar::{Folder, Sidecar};
+use crate::support::unix_http::UnixHttp;
 use crate::support::{eventually, free_port};
 
 fn folder(sink: &OtlpSink, logs: &str) -> Folder {
+    folder_for(sink.port, logs)
+}
+
+fn folder_for(port: u16, logs: &str) -> Folder {
     let main = format!(
         r#"version: "1.0"
 secrets:
   providers: {{ dev: {{ type: file, path: keys.yaml }} }}
   items: {{ db: {{ provider: dev, path: db }} }}
 telemetry:
-  otlp: {{ endpoint: "http://127.0.0.1:{}" }}
+  otlp: {{ endpoint: "http://127.0.0.1:{port}" }}
   traces: {{ enabled: false }}
   metrics: {{ enabled: false }}
   spool: {{ path: spool, max_size_mb: 8 }}
 {logs}
-"#,
-        sink.port
+"#
     );
     Folder::new(&[("mcpeg.yaml", &main), ("keys.yaml", "db: { password: live-password-of-the-db }\n")])
 }
@@ -94,48 +99,24 @@ async fn files_under_rotation_kills_and_outages_lose_no_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn planted_tokens_are_nowhere() {
-    let sink = OtlpSink::start().await;
-    let folder = folder(&sink, r#"  logs: { files: [ { include: ["logs/*"], format: json } ] }"#);
-    let tokens = ["live-password-of-the-db", "ghp_0123456789abcdefghijklmnopqrstuvwxyzAB", "AKIAABCDEFGHIJKLMNOP"];
-    let line = |number: usize| match number % 1000 {
-        7 => format!("{{\"msg\":\"number {number} has {}\"}}\n", tokens[number / 1000 % 3]),
-        9 => format!("plain {number} {}\n", tokens[number / 1000 % 3]),
-        11 => format!("{{\"msg\":\"number {number}\",\"in\":{{\"k\":[\"live\\u002dpassword-of-the-db\"]}}}}\n"),
-        _ => format!("{{\"level\":\"info\",\"msg\":\"number {number}\"}}\n"),
-    };
-    let text: String = (0..50_000).map(line).collect();
-    fs::create_dir(folder.path("logs")).unwrap();
-    // What a collector refuses for good goes to the dead letters.
-    sink.answers(400);
-    let sidecar = Sidecar::start(folder);
-    sidecar.says("secret/db", &["ok"]).await;
-    fs::write(sidecar.folder.path("logs/agent.log"), &text).unwrap();
-    eventually(Duration::from_secs(60), "something is refused", || async {
-        sink.look(|received| has(&received.wire, "number 7 ").then_some(()))
-    })
-    .await;
-    sink.answers(200);
-    arrive(&sink, "the end", |bodies| bodies.iter().any(|body| body == "number 49999")).await;
-    for token in tokens {
-        assert!(!sink.look(|received| has(&received.wire, token)), "{token} on the wire");
-        for file in files_below(&sidecar.folder.path("spool")) {
-            assert!(!has(&fs::read(&file).unwrap(), token), "{token} in {}", file.display());
-        }
+async fn lines_of_files_reach_a_real_collector_by_both_protocols() {
+    let collector = Collector::start().await;
+    for (protocol, port) in [("http/protobuf", collector.http), ("grpc", collector.grpc)] {
+        let logs = "  logs: { files: [ { include: [\"logs/*.log\"], format: json } ] }";
+        let folder = folder_for(port, logs);
+        let main = folder.read("mcpeg.yaml").replace("otlp: { ", &format!("otlp: {{ protocol: {protocol}, "));
+        folder.write("mcpeg.yaml", &main);
+        fs::create_dir(folder.path("logs")).unwrap();
+        let sidecar = Sidecar::start(folder);
+        let word = protocol.replace('/', "-");
+        let lines: String = (0..2000).map(|at| format!("{{\"msg\":\"{word} {at:04} of 2000\"}}\n")).collect();
+        append(&sidecar.folder.path("logs/agent.log"), &lines);
+        let of = |at: usize| format!("{word} {at:04} of 2000");
+        collector.prints(&[&of(0), &of(999), &of(1999)]).await;
+        let printed = collector.printed();
+        assert!((0..2000).all(|at| printed.contains(&of(at))), "a line is missing");
+        assert!(sidecar.stop().await.success());
     }
-    assert!(sink.look(|received| has(&received.wire, "[REDACTED:")));
-    let status = sidecar.status();
-    let files = &status["telemetry"]["sources"]["files"];
-    assert_eq!((&files["followed"], &files["unread_bytes"]), (&json!(1), &json!(0)), "{status}");
-}
-
-fn has(bytes: &[u8], part: &str) -> bool {
-    memchr::memmem::find(bytes, part.as_bytes()).is_some()
-}
-
-fn files_below(folder: &Path) -> Vec<std::path::PathBuf> {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,7 +155,9 @@ process: {{ command: [sh, -c, "echo endpoint=$OTEL_EXPORTER_OTLP_ENDPOINT; sleep
     let mut rpc = LogsServiceClient::connect(format!("http://127.0.0.1:{grpc}")).await.unwrap();
     let by_grpc: ExportLogsServiceRequest = serde_json::from_value(request("by grpc")).unwrap();
     rpc.export(by_grpc).await.unwrap();
-    for body in ["by json with [REDACTED:db]", "by protobuf", "by grpc"] {
+    let by_socket = request("by socket with live-password-of-the-db").to_string();
+    post_locally(&sidecar.folder.path("run/otlp.sock"), &by_socket).await;
+    for body in ["by json with [REDACTED:db]", "by protobuf", "by grpc", "by socket with [REDACTED:db]"] {
         arrive(&sink, body, |bodies| bodies.contains(&body.to_owned())).await;
     }
 
@@ -202,6 +185,16 @@ process: {{ command: [sh, -c, "echo endpoint=$OTEL_EXPORTER_OTLP_ENDPOINT; sleep
     })
     .await;
     assert!(sidecar.stop().await.success());
+}
+
+/// A request over the receiver's Unix socket, which is taken.
+async fn post_locally(socket: &Path, request: &str) {
+    let mut local = UnixHttp::connect(socket).await;
+    let headers = format!("Content-Type: application/json\r\nContent-Length: {}\r\n", request.len());
+    local.send("POST", "/v1/logs", &headers).await;
+    local.write(request.as_bytes()).await;
+    let answer = local.answer().await;
+    assert_eq!((answer.status, answer.text()), (200, "{}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -42,3 +42,4 @@ mod support;
 mod swap;
 mod telemetry;
 mod upstreams;
+mod volume;

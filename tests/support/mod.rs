@@ -8,6 +8,7 @@ pub mod collector;
 pub mod counting;
 pub mod enterprise;
 pub mod library;
+pub mod line_sink;
 pub mod mcp;
 pub mod memory;
 pub mod nginx;

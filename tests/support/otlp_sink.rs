@@ -12,8 +12,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::common::v1::AnyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
-use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use prost::Message;
 use tokio::net::TcpListener;
@@ -31,17 +31,11 @@ struct Kept {
     received: Mutex<Received>,
 }
 
-/// What came in.
+/// Body by uid, of all records but those of mcpeg's own audit trail, and how many came, with those that came more than once.
 #[derive(Default)]
-pub struct Received {
-    /// Body by uid, of all records but those of mcpeg's own audit trail.
-    pub records: BTreeMap<String, String>,
-    pub attributes: BTreeMap<String, BTreeMap<String, String>>,
-    /// Records with those that came more than once.
-    pub count: usize,
-    /// Every byte of every request.
-    pub wire: Vec<u8>,
-    pub paths: Vec<String>,
+struct Received {
+    records: BTreeMap<String, String>,
+    count: usize,
 }
 
 impl OtlpSink {
@@ -77,13 +71,9 @@ impl OtlpSink {
         self.kept.status.store(status, Ordering::SeqCst);
     }
 
-    pub fn look<R>(&self, look: impl FnOnce(&Received) -> R) -> R {
-        look(&self.kept.received.lock().unwrap())
-    }
-
     /// The bodies, each record once.
     pub fn bodies(&self) -> Vec<String> {
-        self.look(|received| received.records.values().cloned().collect())
+        self.kept.received.lock().unwrap().records.values().cloned().collect()
     }
 }
 
@@ -92,37 +82,25 @@ impl Kept {
         let path = request.uri().path().to_owned();
         let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         let status = self.status.load(Ordering::SeqCst);
-        let mut received = self.received.lock().unwrap();
-        received.wire.extend_from_slice(&body);
-        received.paths.push(path.clone());
         if status == 200 && path == "/v1/logs" {
+            let mut received = self.received.lock().unwrap();
             let request = ExportLogsServiceRequest::decode(body).unwrap();
-            for logs in request.resource_logs {
-                let resource = logs.resource.map(|resource| resource.attributes).unwrap_or_default();
-                for record in logs.scope_logs.into_iter().flat_map(|scope| scope.log_records) {
-                    received.keep(record, &resource);
-                }
-            }
+            let scopes = request.resource_logs.into_iter().flat_map(|logs| logs.scope_logs);
+            scopes.flat_map(|scope| scope.log_records).for_each(|record| received.keep(&record));
         }
         Response::builder().status(status).body(Full::new(Bytes::new())).unwrap()
     }
 }
 
 impl Received {
-    fn keep(&mut self, record: LogRecord, resource: &[KeyValue]) {
-        let mut attributes: BTreeMap<String, String> = resource
-            .iter()
-            .chain(&record.attributes)
-            .map(|pair| (pair.key.clone(), text(pair.value.as_ref())))
-            .collect();
-        attributes.insert("severity".to_owned(), record.severity_text.clone());
-        if attributes.contains_key("mcpeg.audit.seq") {
+    fn keep(&mut self, record: &LogRecord) {
+        let attribute = |key: &str| record.attributes.iter().find(|pair| pair.key == key);
+        if attribute("mcpeg.audit.seq").is_some() {
             return;
         }
         self.count += 1;
-        let uid = attributes.get("log.record.uid").cloned().unwrap_or_else(|| format!("none {}", self.count));
-        self.records.insert(uid.clone(), text(record.body.as_ref()));
-        self.attributes.insert(uid, attributes);
+        let uid = attribute("log.record.uid").map(|pair| text(pair.value.as_ref()));
+        self.records.insert(uid.unwrap_or_else(|| format!("none {}", self.count)), text(record.body.as_ref()));
     }
 }
 
