@@ -64,6 +64,7 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
     let Domains { telemetry, serve, mcp, process, .. } = domains.clone();
     let audit: Arc<dyn AuditLog> = Arc::new(telemetry.clone());
 
+    let revision = sources.fetched.as_ref().map(|fetched| fetched.revision.clone());
     let readiness = Arc::new(OnceLock::new());
     let reloader = Reloader::new(config.clone(), sources, domains.clone(), audit.clone());
     let surface = surface(&config, &reloader, &domains, readiness.clone());
@@ -73,7 +74,8 @@ pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
     parts.push(reload_part(reloader.clone()));
 
     let event = AuditEvent::new("config.loaded", Outcome::Success)
-        .with("mcpeg.config.files", config.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>());
+        .with("mcpeg.config.files", config.files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>())
+        .with_some("mcpeg.config.revision", revision);
     audit.record(event)?;
     Ok(App {
         parts,

@@ -2,7 +2,9 @@
 //!
 //! A new configuration is read and checked whole, every domain builds the new beside the old, and only when all of them have is anything
 //! swapped. Whatever goes wrong before that leaves everything as it was. Reloads come from SIGHUP, a changed file or the admin socket and
-//! run one at a time.
+//! run one at a time. Where the configuration comes from a source that is no folder, `remote` follows that.
+
+mod remote;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -20,6 +22,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, error, info, warn};
 
 use crate::admin::AdminHandle;
+use crate::config::source::Fetched;
 use crate::config::{self, Config, Sources};
 use crate::guard::SecretRedactor;
 use crate::lifecycle::{PartError, Shutdown};
@@ -34,6 +37,8 @@ use crate::secrets::serve::ServeHandle;
 use crate::services::ServicesHandle;
 use crate::storage::StorageHandle;
 use crate::telemetry::TelemetryHandle;
+
+use remote::Following;
 
 /// The domains that a reload reaches.
 #[derive(Clone)]
@@ -51,6 +56,8 @@ pub struct Domains {
 
 pub struct Reloader {
     sources: Sources,
+    /// `None`: files in a folder are followed.
+    following: Option<Following>,
     domains: Domains,
     admin: OnceLock<AdminHandle>,
     audit: Arc<dyn AuditLog>,
@@ -69,6 +76,7 @@ impl Reloader {
         let count = reload_counter(&domains.telemetry.meter());
         Arc::new(Self {
             count,
+            following: Following::of(&sources),
             sources,
             domains,
             admin: OnceLock::new(),
@@ -93,8 +101,24 @@ impl Reloader {
 
     /// Reloads once, and says in log, audit and status how it went.
     pub async fn reload_now(&self, cause: &'static str) -> ReloadOutcome {
+        self.reload_from(None, cause).await
+    }
+
+    /// From a tree that was fetched; where there is a source and no tree, it is fetched first.
+    async fn reload_from(&self, fetched: Option<Arc<Fetched>>, cause: &'static str) -> ReloadOutcome {
         let _turn = self.turn.lock().await;
-        let outcome = self.attempt().await;
+        let (fetched, outcome) = match (&self.following, fetched) {
+            (Some(following), None) => match following.fetch().await {
+                Ok(fetched) => (Some(fetched.clone()), self.attempt(self.sources.of_tree(fetched)).await),
+                Err(error) => (None, rejected(vec![error.to_string()])),
+            },
+            (_, Some(fetched)) => (Some(fetched.clone()), self.attempt(self.sources.of_tree(fetched)).await),
+            (None, None) => (None, self.attempt(self.sources.clone()).await),
+        };
+        if let (Some(following), Some(fetched)) = (&self.following, &fetched) {
+            let is_good = !matches!(outcome, ReloadOutcome::Rejected { .. });
+            following.looked_at(fetched.clone(), is_good).await;
+        }
         // A look at the files that found nothing new is no reload.
         if cause != FILE || outcome != ReloadOutcome::Unchanged {
             self.count.add(1, &[KeyValue::new("outcome", outcome.as_str())]);
@@ -102,7 +126,7 @@ impl Reloader {
         let before = lock(&self.last).replace(outcome.clone());
         // A file that came to be followed is looked at once more: the same rejection is no news then.
         if cause != FILE || before.as_ref() != Some(&outcome) || matches!(outcome, ReloadOutcome::Applied { .. }) {
-            self.say(&outcome, cause);
+            self.say(&outcome, cause, fetched.as_ref());
         }
         outcome
     }
@@ -111,9 +135,21 @@ impl Reloader {
     ///
     /// Files are looked at, not waited for: a look follows links and sees folders that were replaced, which a watch on them misses.
     pub async fn watch(self: Arc<Self>, mut shutdown: Shutdown) -> Result<(), PartError> {
+        let follow = async {
+            match &self.following {
+                Some(following) => {
+                    following.settle().await;
+                    loop {
+                        let fetched = following.next().await;
+                        self.reload_from(Some(fetched), SOURCE).await;
+                    }
+                }
+                None => self.look_for_changes().await,
+            }
+        };
         tokio::select! {
             () = shutdown.requested() => Ok(()),
-            never = self.look_for_changes() => match never {},
+            never = follow => match never {},
         }
     }
 
@@ -150,8 +186,7 @@ impl Reloader {
         tokio::task::spawn_blocking(move || look_at(&files)).await.unwrap_or_default()
     }
 
-    async fn attempt(&self) -> ReloadOutcome {
-        let sources = self.sources.clone();
+    async fn attempt(&self, sources: Sources) -> ReloadOutcome {
         let loaded = tokio::task::spawn_blocking(move || {
             let mut followed = Vec::new();
             (config::load_following(&sources, &mut followed), followed)
@@ -228,7 +263,7 @@ impl Reloader {
         }
     }
 
-    fn say(&self, outcome: &ReloadOutcome, cause: &'static str) {
+    fn say(&self, outcome: &ReloadOutcome, cause: &'static str, fetched: Option<&Arc<Fetched>>) {
         let event = match outcome {
             ReloadOutcome::Unchanged => {
                 debug!(cause, "the configuration has not changed");
@@ -245,7 +280,11 @@ impl Reloader {
                 AuditEvent::new("config.rejected", Outcome::Failure).with("mcpeg.config.problems", problems.clone())
             }
         };
-        if let Err(error) = self.audit.record(event.with("mcpeg.config.cause", cause)) {
+        let mut event = event.with("mcpeg.config.cause", cause);
+        if let Some(following) = &self.following {
+            event = event.with("mcpeg.config.revision", following.revision(fetched));
+        }
+        if let Err(error) = self.audit.record(event) {
             warn!(%error, "the reload is not on record");
         }
     }
@@ -274,12 +313,18 @@ impl StatusReport for Reloader {
             ),
             _ => (ConditionState::Ok, String::new()),
         };
-        vec![Condition { component: "config".to_owned(), state, message }]
+        let own = Condition { component: "config".to_owned(), state, message };
+        std::iter::once(own).chain(self.following.as_ref().map(Following::condition)).collect()
     }
 
     fn detail(&self) -> serde_json::Value {
         let current = self.current();
-        json!({ "files": current.files, "environment": current.environment, "last_reload": *lock(&self.last) })
+        json!({
+            "files": current.files,
+            "environment": current.environment,
+            "last_reload": *lock(&self.last),
+            "source": self.following.as_ref().map(Following::detail),
+        })
     }
 }
 
@@ -348,6 +393,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 const FILE: &str = "file";
+const SOURCE: &str = "source";
 const LOOK: Duration = Duration::from_millis(500);
 const SETTLE: Duration = Duration::from_millis(150);
 const LONGEST_SETTLE: Duration = Duration::from_secs(2);

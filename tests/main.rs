@@ -36,6 +36,7 @@ mod rotation;
 mod sealed;
 mod serve;
 mod services;
+mod sources;
 mod spool;
 mod stress;
 mod support;

@@ -11,6 +11,7 @@ mod render;
 mod run;
 mod seal;
 mod secrets;
+mod source;
 
 use std::future::Future;
 use std::io::Write;
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, Problems, Sources};
+use source::Purpose;
 
 /// The sidecar beside an LLM agent: secrets, rendered files, MCP with credentials put in, telemetry and audit.
 #[derive(Debug, Parser)]
@@ -34,9 +36,13 @@ struct Cli {
 /// Where the configuration is. The same for every command.
 #[derive(Debug, Args)]
 struct SourceArgs {
-    /// The configuration [default: $MCPEG_CONFIG, config/mcpeg.yaml, /opt/mcpeg/config/mcpeg.yaml, /etc/mcpeg/mcpeg.yaml]
-    #[arg(long, global = true, value_name = "FILE")]
+    /// The configuration: a file, or etcd://, consul:// or git+https:// [default: $MCPEG_CONFIG, config/mcpeg.yaml,
+    /// /opt/mcpeg/config/mcpeg.yaml, /etc/mcpeg/mcpeg.yaml]
+    #[arg(long, global = true, value_name = "FILE|ADDRESS")]
     config: Option<PathBuf>,
+    /// How such an address is reached: credentials, TLS, waits [default: $MCPEG_SOURCE, and $MCPEG_SOURCE__KEY for each key]
+    #[arg(long, global = true, value_name = "FILE")]
+    source: Option<PathBuf>,
     /// The overlay mcpeg-NAME.yaml beside it [default: $MCPEG_ENVIRONMENT, metadata.environment]
     #[arg(long, global = true, value_name = "NAME")]
     environment: Option<String>,
@@ -78,11 +84,29 @@ enum Command {
     DemoServer(demo::server::ServerArgs),
 }
 
+impl Command {
+    /// `None`: it reads no configuration.
+    fn purpose(&self) -> Option<Purpose> {
+        match self {
+            Self::Run(_) => Some(Purpose::Run),
+            Self::Check(_) | Self::Render(_) => Some(Purpose::Look),
+            Self::Connect(_) | Self::Status(_) | Self::Reload(_) | Self::Secrets(_) | Self::Audit(_) => {
+                Some(Purpose::Ask)
+            }
+            Self::Seal(_) | Self::Unseal(_) | Self::Schema(_) | Self::Demo(_) => None,
+            Self::Completions { .. } | Self::DemoServer(_) => None,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 struct SchemaArgs {
     /// Of a service file instead of mcpeg.yaml
     #[arg(long)]
     service: bool,
+    /// Of a file for --source instead
+    #[arg(long, conflicts_with_all = ["service", "markdown"])]
+    source_file: bool,
     /// The reference of all keys as Markdown instead
     #[arg(long, conflicts_with = "service")]
     markdown: bool,
@@ -91,7 +115,13 @@ struct SchemaArgs {
 /// Reads the arguments and does what they say.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let sources = Sources::from_process(cli.sources.config, cli.sources.environment, cli.sources.set);
+    let mut sources = Sources::from_process(cli.sources.config, cli.sources.environment, cli.sources.set);
+    sources.source = cli.sources.source;
+    if let Some(purpose) = cli.command.purpose()
+        && let Err(code) = source::prepare(&mut sources, purpose)
+    {
+        return code;
+    }
     match cli.command {
         Command::Run(args) => run::run(sources, args),
         Command::Check(args) => check::check(&sources, &args),
@@ -122,7 +152,11 @@ fn schema(args: &SchemaArgs) -> String {
     if args.markdown {
         return config::reference::markdown();
     }
-    let schema = if args.service { config::schema::service_file() } else { config::schema::main_file() };
+    let schema = match args {
+        SchemaArgs { service: true, .. } => config::schema::service_file(),
+        SchemaArgs { source_file: true, .. } => config::schema::source_file(),
+        _ => config::schema::main_file(),
+    };
     format!("{schema:#}")
 }
 

@@ -1,20 +1,32 @@
 //! Where the configuration comes from, and what lies over what.
 //!
 //! `mcpeg.yaml` -> `mcpeg-<environment>.yaml` -> variables (`MCPEG_GLOBAL__LOG_LEVEL`) -> flags (`--set global.log_level=debug`). Later
-//! wins. The environment is `--environment`, else `MCPEG_ENVIRONMENT`, else `metadata.environment`.
+//! wins. Files are those of a folder, or of a tree that a source gave (`source`). The environment is `--environment`, else `MCPEG_ENVIRONMENT`, else `metadata.environment`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::interpolate::interpolate;
 use super::problem::{Problem, Problems};
+use super::source::Remote;
+use super::source::fetched::{Fetched, Files};
 use super::tree::{Node, Origin};
 use super::yaml;
 
 /// What the command line and the process's environment say.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
+    /// A file, or the address of a source (see `source::address`).
     pub config: Option<PathBuf>,
+    /// The file that says how the source is reached.
+    pub source: Option<PathBuf>,
+    /// What the source gave, where there is one: everything is read from it.
+    pub fetched: Option<Arc<Fetched>>,
+    /// The source, for a process that follows it.
+    pub remote: Option<Arc<Remote>>,
+    /// Why the source did not give `fetched`, which is the last good one then.
+    pub away: Option<String>,
     pub environment: Option<String>,
     /// `key.path=value`, in the order given.
     pub set: Vec<String>,
@@ -47,7 +59,7 @@ impl Variables {
     }
 
     /// Those whose names start with `prefix`, in the order of their names. One that is not UTF-8 is left out.
-    fn starting_with(&self, prefix: &str) -> BTreeMap<String, String> {
+    pub fn starting_with(&self, prefix: &str) -> BTreeMap<String, String> {
         match self {
             Self::Process => std::env::vars_os()
                 .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
@@ -66,7 +78,26 @@ impl Variables {
 impl Sources {
     /// With this process's environment.
     pub fn from_process(config: Option<PathBuf>, environment: Option<String>, set: Vec<String>) -> Self {
-        Self { config, environment, set, program: None, variables: Variables::Process }
+        Self { config, environment, set, variables: Variables::Process, ..Self::default() }
+    }
+
+    /// The same, read from this tree.
+    #[must_use]
+    pub fn of_tree(&self, fetched: Arc<Fetched>) -> Self {
+        Self { fetched: Some(fetched), ..self.clone() }
+    }
+
+    /// How its files are read.
+    pub fn files(&self) -> Files {
+        self.fetched.clone().map_or(Files::Disk, Files::Fetched)
+    }
+
+    /// The folder that the main file stands in, or that the root of a tree stands for.
+    pub fn folder<'a>(&'a self, main: &'a Path) -> &'a Path {
+        match &self.fetched {
+            Some(fetched) => fetched.work(),
+            None => main.parent().unwrap_or(Path::new("/")),
+        }
     }
 
     pub fn variable(&self, name: &str) -> Option<String> {
@@ -75,6 +106,12 @@ impl Sources {
 
     /// The main file: as asked for, else the first of the usual places that exists.
     pub fn main_file(&self) -> Result<PathBuf, Problem> {
+        if let Some(fetched) = &self.fetched {
+            return Ok(fetched.main());
+        }
+        if let Some(reason) = &self.away {
+            return Err(Problem::nowhere(format!("the configuration cannot be read: {reason}")));
+        }
         let asked = self.config.clone().or_else(|| self.variable("MCPEG_CONFIG").map(PathBuf::from));
         let chosen = match asked {
             Some(path) => path,
@@ -98,19 +135,20 @@ pub struct Layered {
 /// `followed` gets every file whose change may change the outcome, an overlay that is not there among them.
 pub fn load(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, problems: &mut Problems) -> Option<Layered> {
     followed.push(main.to_owned());
-    let mut tree = yaml::read(main, problems)?;
-    let mut files = vec![main.to_owned()];
+    let source = sources.files();
+    let mut tree = yaml::read(&source, main, problems)?;
+    let mut files = vec![source.shown(main)];
     if let Some((environment, asked_by)) = environment_of(sources, &tree) {
         let overlay = overlay_path(main, &environment);
         followed.push(overlay.clone());
         if overlay.exists() {
-            if let Some(upper) = yaml::read(&overlay, problems) {
+            if let Some(upper) = yaml::read(&source, &overlay, problems) {
                 tree.lay_over(upper);
             }
-            files.push(overlay);
+            files.push(source.shown(&overlay));
         } else if let Some(asked_by) = asked_by {
             let message = format!("the overlay of the environment that {asked_by} names does not exist");
-            problems.push(Problem::of_file(message, &overlay));
+            problems.push(Problem::of_file(message, &source.shown(&overlay)));
         }
     }
     let variable = |name: &str| sources.variable(name);
@@ -144,6 +182,9 @@ fn overlay_path(main: &Path, environment: &str) -> PathBuf {
 
 fn lay_variables(sources: &Sources, tree: &mut Node) {
     for (name, value) in sources.variables.starting_with(PREFIX) {
+        if name.starts_with(SOURCE_PREFIX) {
+            continue;
+        }
         let Some(rest) = name.strip_prefix(PREFIX).filter(|rest| rest.contains("__")) else { continue };
         let path: Vec<String> = rest.split("__").map(str::to_ascii_lowercase).collect();
         tree.put(&path, Node::text(&value, true, Origin::Variable(name.clone())));
@@ -165,4 +206,6 @@ fn lay_flags(sources: &Sources, tree: &mut Node, problems: &mut Problems) {
 }
 
 const PREFIX: &str = "MCPEG_";
+/// Of variables that say how a source is reached, which are none of the configuration's.
+pub const SOURCE_PREFIX: &str = "MCPEG_SOURCE__";
 const USUAL_PLACES: [&str; 3] = ["config/mcpeg.yaml", "/opt/mcpeg/config/mcpeg.yaml", "/etc/mcpeg/mcpeg.yaml"];

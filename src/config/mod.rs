@@ -12,6 +12,7 @@ mod raw;
 pub mod reference;
 pub mod schema;
 mod shape;
+pub mod source;
 mod tree;
 mod units;
 mod yaml;
@@ -109,7 +110,7 @@ pub fn load_following(sources: &Sources, followed: &mut Vec<PathBuf>) -> Result<
 
 fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, problems: &mut Problems) -> Option<Config> {
     let layers::Layered { mut tree, mut files } = layers::load(sources, main, followed, problems)?;
-    let folder = main.parent().unwrap_or(Path::new("/"));
+    let folder = sources.folder(main);
     let items = names_of_items(&tree);
     let mut shape = Shape::new(folder, problems);
     if !shape.check(&mut tree, &schema::main_file()) {
@@ -191,7 +192,8 @@ impl ServiceReader<'_> {
             let file = raw.config_file.0;
             self.followed.push(file.clone());
             if let Err(error) = std::fs::metadata(&file) {
-                let message = format!("{} cannot be opened: {}", file.display(), yaml::plain_io(&error));
+                let shown = self.sources.files().shown(&file);
+                let message = format!("{} cannot be opened: {}", shown.display(), yaml::plain_io(&error));
                 check.problem(&["services", &name, "config_file"], message);
                 continue;
             }
@@ -204,8 +206,9 @@ impl ServiceReader<'_> {
     }
 
     fn read(&mut self, file: &Path, problems: &mut Problems) -> Option<check::mcp::Service> {
-        self.files.push(file.to_owned());
-        let mut tree = yaml::read(file, problems)?;
+        let files = self.sources.files();
+        self.files.push(files.shown(file));
+        let mut tree = yaml::read(&files, file, problems)?;
         interpolate::interpolate(&mut tree, &|name| self.sources.variable(name), problems);
         let folder = file.parent().unwrap_or(Path::new("/"));
         let mut shape = Shape::new(folder, problems);
@@ -294,14 +297,14 @@ pub fn sockets(sources: &Sources) -> Result<Sockets, Problems> {
             return Err(problems);
         }
     };
-    let folder = main.parent().unwrap_or(Path::new("/"));
+    let folder = sources.folder(&main);
     let Some(layers::Layered { tree, .. }) = layers::load(sources, &main, &mut Vec::new(), &mut problems) else {
         return Err(problems);
     };
     let path = |section: &str, default: &str| -> PathBuf {
         let node = tree.get(section).and_then(|node| node.get("unix")).and_then(|node| node.get("path"));
         match node.and_then(|node| node.as_str().map(|text| (text, &node.origin))) {
-            Some((text, Origin::File { file, .. })) => file.folder().join(text),
+            Some((text, Origin::File { file, .. })) => file.base.resolve(text),
             Some((text, _)) => folder.join(text),
             None => folder.join(default),
         }
@@ -319,7 +322,7 @@ pub fn template_problems(config: &Config, found: Vec<TemplateProblem>) -> Proble
     for (file, place, message) in found {
         problems.push(match place {
             Some((line, column)) => {
-                let source = std::sync::Arc::new(tree::SourceFile { path: file, text: String::new() });
+                let source = std::sync::Arc::new(tree::SourceFile::without_text(&file));
                 Problem::new(message, source.at(line, column))
             }
             None => Problem::of_file(message, &file),

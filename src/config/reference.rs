@@ -13,6 +13,8 @@ pub fn markdown() -> String {
     rows(&schema::main_file(), "", &mut text);
     text.push_str("\n## A service file\n\n| key | form | meaning |\n| --- | --- | --- |\n");
     rows(&schema::service_file(), "", &mut text);
+    text.push_str(SOURCE_HEAD);
+    rows(&schema::source_file(), "", &mut text);
     text
 }
 
@@ -70,6 +72,12 @@ fn tag_of(schema: &Json) -> Option<(&str, &str)> {
 }
 
 fn form_of(schema: &Json) -> String {
+    let of = alternatives(schema);
+    if of.len() > 1 {
+        let mut forms: Vec<String> = of.into_iter().map(form_of).collect();
+        forms.dedup();
+        return forms.join(" or ");
+    }
     let inner = without_null(schema);
     if let Some(words) = words_of(inner) {
         return words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
@@ -98,9 +106,18 @@ fn form_of(schema: &Json) -> String {
         (_, "array") => return format!("list of {}", inner.get("items").map_or_else(String::new, form_of)),
         (_, "object") => "mapping",
         _ if inner.get("oneOf").is_some() => "mapping",
-        _ => "`true`, `false`, `require`",
+        _ => "any value",
     };
     form.to_owned()
+}
+
+/// The schemas that a value may follow, without the one of nothing.
+fn alternatives(schema: &Json) -> Vec<&Json> {
+    match schema.get("anyOf").and_then(Json::as_array) {
+        Some(of) => of.iter().flat_map(alternatives).collect(),
+        None if schema.get("type").and_then(Json::as_str) == Some("null") => Vec::new(),
+        None => vec![schema],
+    }
 }
 
 fn words_of(schema: &Json) -> Option<Vec<&str>> {
@@ -121,6 +138,16 @@ fn words_of(schema: &Json) -> Option<Vec<&str>> {
 fn one_line(text: &str) -> String {
     text.replace('\n', " ").replace('|', "\\|")
 }
+
+const SOURCE_HEAD: &str = "
+## A source file
+
+What `--source FILE` or `MCPEG_SOURCE` names, where `--config` is no file but the address of etcd, Consul or a Git repository
+([SOURCES.md](SOURCES.md)). A variable such as `MCPEG_SOURCE__TOKEN_FILE` sets one of its keys.
+
+| key | form | meaning |
+| --- | --- | --- |
+";
 
 const HEAD: &str = "# Configuration
 

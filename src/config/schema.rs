@@ -6,6 +6,7 @@ use serde_json::Value as Json;
 
 use super::raw::RawConfig;
 use super::raw::mcp::RawServiceFile;
+use super::raw::source::RawSource;
 
 /// Of `mcpeg.yaml`.
 pub fn main_file() -> Json {
@@ -15,6 +16,11 @@ pub fn main_file() -> Json {
 /// Of a service file.
 pub fn service_file() -> Json {
     schema_of::<RawServiceFile>("a service of mcpeg")
+}
+
+/// Of the file that `--source` names.
+pub fn source_file() -> Json {
+    schema_of::<RawSource>("how a source of mcpeg's configuration is reached")
 }
 
 /// Without `$ref`, so that whoever walks it meets each type where it stands.

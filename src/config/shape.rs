@@ -293,11 +293,10 @@ impl<'a> Shape<'a> {
     }
 
     fn absolute(&self, text: &str, origin: &Origin) -> PathBuf {
-        let folder = match origin {
-            Origin::File { file, .. } => file.folder(),
-            _ => self.folder,
-        };
-        folder.join(text)
+        match origin {
+            Origin::File { file, .. } => file.base.resolve(text),
+            _ => self.folder.join(text),
+        }
     }
 
     fn wrong_type(&mut self, node: &Node, expected: &str) -> bool {

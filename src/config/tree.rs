@@ -7,6 +7,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::source::fetched::Base;
 use crate::secret::SecretRef;
 
 /// A value and the place where it was written.
@@ -67,14 +68,17 @@ pub enum Origin {
 /// A file that was read, kept for the lines that problems quote.
 #[derive(PartialEq, Eq)]
 pub struct SourceFile {
+    /// As problems name it.
     pub path: PathBuf,
     pub text: String,
+    /// Where relative paths in it start from.
+    pub base: Base,
 }
 
 impl SourceFile {
-    /// The folder that relative paths in this file start from.
-    pub fn folder(&self) -> &Path {
-        self.path.parent().unwrap_or(Path::new("."))
+    /// Of a file that problems do not quote.
+    pub fn without_text(path: &Path) -> Self {
+        Self { path: path.to_owned(), text: String::new(), base: Base::Folder(PathBuf::from(".")) }
     }
 
     pub fn at(self: &Arc<Self>, line: usize, column: usize) -> Origin {

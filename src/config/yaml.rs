@@ -9,12 +9,14 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_yaml::{Budget, DuplicateKeyPolicy, Options, Spanned};
 
 use super::problem::{Problem, Problems};
+use super::source::fetched::Files;
 use super::tree::{Entry, Node, Origin, SourceFile, Text, Value};
 
 /// Reads and parses `path`. `None` when it could not be; the reason is among the problems then.
-pub fn read(path: &Path, problems: &mut Problems) -> Option<Node> {
-    let file = match read_text(path) {
-        Ok(text) => Arc::new(SourceFile { path: path.to_owned(), text }),
+pub fn read(files: &Files, path: &Path, problems: &mut Problems) -> Option<Node> {
+    let shown = files.shown(path);
+    let file = match read_text(path, &shown) {
+        Ok(text) => Arc::new(SourceFile { path: shown, text, base: files.base(path) }),
         Err(problem) => {
             problems.push(*problem);
             return None;
@@ -51,9 +53,9 @@ pub fn parse(file: &Arc<SourceFile>, problems: &mut Problems) -> Option<Node> {
     }
 }
 
-/// Reads a regular UTF-8 file of at most `MAX_FILE_BYTES`.
-pub fn read_text(path: &Path) -> Result<String, Box<Problem>> {
-    let refuse = |message: String| Box::new(Problem::of_file(message, path));
+/// Reads a regular UTF-8 file of at most `MAX_FILE_BYTES`, which problems name `shown`.
+fn read_text(path: &Path, shown: &Path) -> Result<String, Box<Problem>> {
+    let refuse = |message: String| Box::new(Problem::of_file(message, shown));
     let meta = std::fs::metadata(path).map_err(|error| refuse(format!("cannot be opened: {}", plain_io(&error))))?;
     if !meta.is_file() {
         let kind = meta.file_type();
@@ -76,7 +78,7 @@ pub fn read_text(path: &Path) -> Result<String, Box<Problem>> {
         let line = bytes[..good].iter().filter(|byte| **byte == b'\n').count() + 1;
         let start = bytes[..good].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let column = String::from_utf8_lossy(&bytes[start..good]).chars().count() + 1;
-        let file = Arc::new(SourceFile { path: path.to_owned(), text: String::new() });
+        let file = Arc::new(SourceFile::without_text(shown));
         Box::new(Problem::new("the file is not UTF-8: an invalid byte stands here".into(), file.at(line, column)))
     })
 }

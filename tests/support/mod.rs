@@ -7,6 +7,8 @@ pub mod bao;
 pub mod collector;
 pub mod counting;
 pub mod enterprise;
+pub mod etcd;
+pub mod git;
 pub mod library;
 pub mod line_sink;
 pub mod mcp;

@@ -16,19 +16,30 @@ use super::eventually;
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_mcpeg");
 
 /// A folder with a configuration and what belongs to it. Files are written 0600.
-pub struct Folder(TempDir);
+pub struct Folder(TempDir, Option<String>);
 
 impl Folder {
     pub fn new(files: &[(&str, &str)]) -> Self {
-        let folder = Self(tempfile::Builder::new().prefix("mcpeg").tempdir().unwrap());
+        let folder = Self(tempfile::Builder::new().prefix("mcpeg").tempdir().unwrap(), None);
         for (name, text) in files {
             folder.write(name, text);
         }
         folder
     }
 
+    /// With this address in the place of `mcpeg.yaml`; the binary runs in the folder.
+    pub fn configured_by(mut self, address: &str) -> Self {
+        self.1 = Some(address.to_owned());
+        self
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
+    }
+
+    /// What `--config` says.
+    fn config(&self) -> std::ffi::OsString {
+        self.1.clone().map_or_else(|| self.path("mcpeg.yaml").into(), Into::into)
     }
 
     /// Writes a file whole: beside it, then renamed over it.
@@ -47,11 +58,11 @@ impl Folder {
 
     /// The binary with this folder's configuration, to its end.
     pub fn mcpeg(&self, args: &[&str]) -> Output {
-        let config = self.path("mcpeg.yaml");
         std::process::Command::new(PROGRAM)
             .args(args)
             .arg("--config")
-            .arg(config)
+            .arg(self.config())
+            .current_dir(self.0.path())
             .stdin(Stdio::null())
             .output()
             .unwrap()
@@ -100,8 +111,9 @@ impl Sidecar {
         // A write beyond a limit of the size of files (`limit_files`) fails then, and does not kill.
         let mut child = std::process::Command::new("sh")
             .args(["-c", "trap '' XFSZ; exec \"$@\"", "sh", PROGRAM, "run", "--config"])
-            .arg(folder.path("mcpeg.yaml"))
+            .arg(folder.config())
             .args(args)
+            .current_dir(folder.path(""))
             .envs(super::memory::LOOKED_INTO)
             .envs(env.iter().copied())
             .env("RUST_BACKTRACE", "0")
@@ -120,6 +132,13 @@ impl Sidecar {
             }
         });
         (Self { child, folder, ready: String::new() }, lines)
+    }
+
+    /// Its folder, when it has ended.
+    pub fn into_folder(mut self) -> Folder {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        std::mem::replace(&mut self.folder, Folder::new(&[]))
     }
 
     pub fn pid(&self) -> u32 {

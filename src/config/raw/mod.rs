@@ -12,6 +12,7 @@ pub mod policy;
 pub mod render;
 pub mod scalar;
 pub mod secrets;
+pub mod source;
 pub mod sources;
 pub mod telemetry;
 
