@@ -341,6 +341,22 @@ async fn a_breaker_leaves_a_service_alone_and_finds_out_when_it_works() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tool_that_takes_longer_than_its_own_time_is_no_failure_of_its_service() {
+    let rules =
+        "circuit_breaker: { failure_threshold: 2, reset_timeout: 60s }\ntools: [{ name: slow, timeout: 100ms }]\n";
+    let argv = serde_json::to_string(&python_stdio()).unwrap();
+    let sidecar = sidecar(&[("local", format!("type: mcp\ncommand: {argv}\n{rules}"))]);
+    let mut client = Client::initialized(&sidecar.service_socket("local")).await;
+    for _ in 0..3 {
+        let answer = client.call("slow", json!({ "seconds": 5 })).await;
+        assert_eq!(answer["error"]["data"]["reason"], "timeout", "{answer}");
+    }
+    let breaker = &sidecar.status()["mcp"]["services"]["local"]["circuit_breaker"];
+    assert_eq!((&breaker["state"], &breaker["failures"]), (&json!("closed"), &json!(0)), "{breaker}");
+    assert!(client.call("echo", json!({ "text": "x" })).await["result"].is_object());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_same_holds_over_http() {
     let library = Library::new(&["60000"]);
     let rules = "deny: { tools: [\"delete_*\"] }\ntools: [ { name: rows, rename: table, max_rows: 1 } ]\n";

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::mcp::Client;
+use crate::support::mcp::{Client, modern};
 use crate::support::sidecar::{Folder, Sidecar};
 use crate::support::upstream::python_stdio;
 use crate::support::{eventually, peers};
@@ -228,6 +228,31 @@ async fn a_modern_session_swaps_and_its_subscription_goes_on() {
     assert!(after.0 == "s:extra" && after.1 != before.1, "{after:?}");
     let told = std::fs::read_to_string(log.path().join(after.1.to_string())).unwrap();
     assert!(told.contains("subscriptions/listen") && !told.contains("\"initialize\""), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_whose_list_came_from_the_cache_learns_that_it_is_another_as_well() {
+    let log = tempfile::tempdir().unwrap();
+    let sidecar = sidecar(&rotating(log.path(), &[]), "TOKEN", "");
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let mut client = Client::connect(&sidecar.service_socket("local")).await;
+        let listen = modern(json!({ "notifications": { "toolsListChanged": true } }));
+        let listen = json!({ "jsonrpc": "2.0", "id": "sub", "method": "subscriptions/listen", "params": listen });
+        client.send(&listen.to_string()).await;
+        until(&mut client, &["acknowledged"]).await;
+        let list = client.request("tools/list", modern(json!({}))).await;
+        assert_eq!(list["result"]["tools"].as_array().map(Vec::len), Some(4), "{list}");
+        clients.push(client);
+    }
+    let listed = sidecar.folder.audit("mcp.request");
+    let listed = listed.iter().filter(|event| event["attributes"]["mcp.method.name"] == "tools/list");
+    let found: Vec<&str> = listed.map(|event| event["attributes"]["mcpeg.cache"].as_str().unwrap()).collect();
+    assert_eq!(found, ["miss", "hit"]);
+    rotate(&sidecar, "second:extra").await;
+    for client in &mut clients {
+        until(client, &["notifications/tools/list_changed"]).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -123,6 +123,13 @@ impl Shown {
         Some(list)
     }
 
+    /// The client is shown what the cache has, in place of the upstream's answer.
+    pub fn kept(&mut self, request: &Request<'_>, result: &str) {
+        if let Some(list) = List::of(&request.method) {
+            self.take(list, request.params.cursor.and_then(Field::text).map(Into::into), result);
+        }
+    }
+
     fn take(&mut self, list: List, cursor: Option<String>, result: &str) {
         let (whole, reading) = (&mut self.whole[list as usize], &mut self.readings[list as usize]);
         let mut current = match cursor {
@@ -200,6 +207,18 @@ mod tests {
         other.page(list, r#"{"tools":[{"name":"a"},{"name":"c"}]}"#).unwrap();
         assert_ne!(other.digest(), digest);
         assert!(other.page(list, r#"{"prompts":[]}"#).is_none());
+    }
+
+    #[test]
+    fn a_list_of_the_cache_counts_as_the_upstreams_does() {
+        let result = r#"{"tools":[{"name":"a"}],"ttlMs":1}"#;
+        let (mut asked, mut kept) = (Shown::default(), Shown::default());
+        ask(&mut asked, 1, "");
+        answer(&mut asked, 1, result);
+        let line = br#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+        let Ok(Message::Request(request)) = parse(line) else { panic!() };
+        kept.kept(&request, result);
+        assert!(asked.lists().eq(kept.lists()) && kept.lists().count() == 1);
     }
 
     #[test]

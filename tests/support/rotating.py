@@ -78,7 +78,8 @@ def answer(message):
         case "server/discover":
             send({"id": request, "result": {"supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}}})
         case "tools/list":
-            send({"id": request, "result": {"tools": tools()}})
+            # How long it may be kept says something to a client of the modern era.
+            send({"id": request, "result": {"tools": tools(), "ttlMs": 60000, "cacheScope": "public"}})
         case "tools/call":
             threading.Thread(target=call, args=(request, params), daemon=True).start()
         case "logging/setLevel" | "resources/subscribe" | "resources/unsubscribe":

@@ -106,9 +106,9 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
                 let Some(line) = self.held.remove(&key) else { return };
                 // It was read when it came.
                 match (found, parse(&line)) {
-                    (Some((result, age)), _) => self.serve_kept(&key, &result, age),
+                    (Some((result, age)), Ok(Message::Request(request))) => self.serve_kept(&request, &result, age),
                     (None, Ok(Message::Request(request))) => self.admit(&request, &line),
-                    (None, _) => {}
+                    (_, _) => {}
                 }
             }
             Done::Room(key, permit) => {
@@ -171,12 +171,14 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     }
 
     /// Answers from the cache, as if the upstream had.
-    fn serve_kept(&mut self, key: &IdKey, result: &[u8], age: Duration) {
+    fn serve_kept(&mut self, request: &Request<'_>, result: &[u8], age: Duration) {
+        let key = &request.key;
         let Some(call) = self.ledger.get_mut(key) else { return };
         if let Some(caching) = call.plan.as_mut().and_then(|plan| plan.caching.as_mut()) {
             caching.hit = true;
         }
         let result = String::from_utf8_lossy(result);
+        self.shown.kept(request, &result);
         let line = Bytes::from(answer::result(Field(&call.id), &aged(&result, age)));
         if let Ok(Message::Answer(answer)) = parse(&line) {
             self.give_answer(key, &answer, &line, Arc::default());
@@ -243,6 +245,14 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         let change = self.policy.breaker.as_ref().filter(|_| counts(kind)).and_then(|breaker| breaker.failed());
         if let Some(change) = change {
             self.breaker_changed(change);
+        }
+    }
+
+    /// The time of a request is over. A tool's own time, where it is shorter than the service's, says nothing of the service.
+    pub(super) fn note_overdue(&self, key: &IdKey) {
+        let time = self.ledger.get(key).and_then(|call| call.timeout);
+        if time.is_none_or(|time| time >= self.settings.timeout) {
+            self.note_failure("timeout");
         }
     }
 

@@ -89,7 +89,7 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             let versions = self.versions_for(&key);
             if self.held.remove(&key).is_none() {
                 self.withdraw(&key, None);
-                self.note_failure("timeout");
+                self.note_overdue(&key);
             }
             if let Some((call, recorded)) = self.ledger.settle(&key, versions, &Ending::TimedOut) {
                 let timeout = call.timeout.unwrap_or_default();
