@@ -198,6 +198,10 @@ async fn an_argument_that_a_tool_wants_in_a_header_is_sent_there_as_well() {
     let sidecar = Sidecar::start(folder(&format!("url: {}\n", server.url)));
     let mut client = Client::connect(&sidecar.service_socket("remote")).await;
     let meta = json!({ "io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {} });
+    // Nobody has listed the tools yet.
+    let call = json!({ "name": "store", "arguments": { "region": "first", "text": "x" }, "_meta": meta });
+    let answer = client.request("tools/call", call).await;
+    assert_eq!(answer["result"]["content"][0]["text"], "first", "{answer}");
     let listed = client.request("tools/list", json!({ "_meta": meta })).await;
     assert!(listed.to_string().contains("x-mcp-header"), "{listed}");
     // The server refuses a call whose header does not say what the argument says.

@@ -5,16 +5,24 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use http::HeaderName;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::sync::Mutex;
 
 use super::parameters;
 
 #[derive(Default)]
-pub struct Catalogue(ArcSwap<HashMap<Box<str>, Arc<Tool>>>);
+pub struct Catalogue {
+    tools: ArcSwap<HashMap<Box<str>, Arc<Tool>>>,
+    /// How often the list was fetched because nobody had asked for it.
+    fetches: AtomicU64,
+    /// Held while it is fetched.
+    fetching: Mutex<()>,
+}
 
 #[derive(Debug, Default, PartialEq)]
 pub struct Tool {
@@ -29,7 +37,7 @@ impl Catalogue {
     /// Takes the result of `tools/list`, or a page of it.
     pub fn learn(&self, result: &str) {
         let Ok(listed) = serde_json::from_str::<Listed<'_>>(result) else { return };
-        let known = self.0.load();
+        let known = self.tools.load();
         let read = listed.tools.iter().filter_map(|tool| serde_json::from_str::<Entry<'_>>(tool.get()).ok());
         let read: Vec<(Box<str>, Tool)> = read.map(Entry::understood).collect();
         if read.iter().all(|(name, tool)| known.get(name).is_some_and(|known| **known == *tool)) {
@@ -41,17 +49,31 @@ impl Catalogue {
                 tools.insert(name, Arc::new(tool));
             }
         }
-        self.0.store(Arc::new(tools));
+        self.tools.store(Arc::new(tools));
     }
 
     /// What is known of a tool; `None`: nothing, so that it must not be called twice.
     pub fn tool(&self, name: &str) -> Option<Arc<Tool>> {
-        self.0.load().get(name).cloned()
+        self.tools.load().get(name).cloned()
+    }
+
+    pub fn fetches(&self) -> u64 {
+        self.fetches.load(Ordering::Relaxed)
+    }
+
+    /// Runs `fetch`, which learns the whole list, unless that has been done since `before` was read from `fetches`.
+    pub async fn fetch_once<E>(&self, before: u64, fetch: impl Future<Output = Result<(), E>>) -> Result<(), E> {
+        let _turn = self.fetching.lock().await;
+        if self.fetches() == before {
+            fetch.await?;
+            self.fetches.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// The service is another now.
     pub fn forget(&self) {
-        self.0.store(Arc::default());
+        self.tools.store(Arc::default());
     }
 }
 

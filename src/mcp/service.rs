@@ -38,6 +38,8 @@ pub struct Service {
     pub changes: Changes,
     /// Its server was found to speak the older transport of HTTP.
     older: AtomicBool,
+    /// Its server was late to answer to the last wish for the long stream of a session.
+    late_streams: AtomicBool,
     sessions: AtomicUsize,
     restarts: AtomicU64,
     run: Mutex<Run>,
@@ -85,6 +87,7 @@ impl Service {
             eras: AtomicU8::new(0),
             changes: Changes::default(),
             older: AtomicBool::new(false),
+            late_streams: AtomicBool::new(false),
             sessions: AtomicUsize::new(0),
             restarts: AtomicU64::new(0),
             run: Mutex::default(),
@@ -110,6 +113,7 @@ impl Service {
         self.http.store(http);
         self.forget_eras();
         self.older.store(false, Ordering::Relaxed);
+        self.late_streams.store(false, Ordering::Relaxed);
         self.catalogue.forget();
         self.run().files = None;
         self.run().introduction = None;
@@ -227,6 +231,15 @@ impl Service {
         if !self.older.swap(true, Ordering::Relaxed) {
             tracing::info!(service = &*self.name, "the upstream speaks HTTP+SSE");
         }
+    }
+
+    /// Whether it is of no use to wait for the server's answer to the wish for a long stream: some give none before they have something to say.
+    pub fn is_late_with_streams(&self) -> bool {
+        self.late_streams.load(Ordering::Relaxed)
+    }
+
+    pub fn answers_streams(&self, late: bool) {
+        self.late_streams.store(late, Ordering::Relaxed);
     }
 
     pub fn introduced(&self, server: Server) {

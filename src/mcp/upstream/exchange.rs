@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::sse::Parser;
+use super::unlisted::ToolCall;
 use crate::mcp::message::{Answer, AnswerBody, IdKey, Message, parse};
 use crate::mcp::protocol::code;
 use crate::mcp::splice;
@@ -37,6 +38,8 @@ pub enum News {
     Line(Bytes, Option<String>),
     /// So far the stream has come; where a later one has to begin.
     EventId(String),
+    /// The server has answered to the wish for the long stream, so that it has one to speak on, or will not have it now.
+    StreamAnswered,
     /// The end, once.
     Done(Result<(), Trouble>),
     /// The credentials that the server had refused were asked for anew, whatever came of it.
@@ -84,6 +87,8 @@ pub struct Exchange {
     pub headers: HeaderMap,
     /// Of the request that is to be answered; `None` for a notification or an answer.
     pub key: Option<IdKey>,
+    /// It calls a tool of a modern server, which may want arguments in headers.
+    pub call: Option<ToolCall>,
     /// How long it may take, where nobody else watches the time.
     pub patience: Option<Duration>,
     pub limit: usize,
@@ -111,6 +116,7 @@ impl Exchange {
             match self.get(last_id.as_deref()).await {
                 Ok(response) if response.status().is_success() && is_stream(&response) => {
                     failures = 0;
+                    self.tell(News::StreamAnswered).await;
                     match self.stream(response, &mut last_id).await {
                         Ok(end) => wait = end.retry.unwrap_or(RECONNECT),
                         Err(trouble) => tracing::debug!(reason = trouble.message, "the upstream's stream broke"),
@@ -120,7 +126,10 @@ impl Exchange {
                 Ok(response) if response.status().is_client_error() || response.status().is_success() => {
                     break Some(refusal(response.status())).filter(Trouble::is_refused).map_or(Ok(()), Err);
                 }
-                Ok(_) | Err(_) => failures += 1,
+                Ok(_) | Err(_) => {
+                    failures += 1;
+                    self.tell(News::StreamAnswered).await;
+                }
             }
             let longest = RECONNECT.saturating_mul(1 << failures.min(5));
             tokio::time::sleep(wait.max(longest).min(LONGEST_RETRY)).await;
@@ -129,20 +138,23 @@ impl Exchange {
     }
 
     async fn try_post(&self, body: Bytes) -> Result<(), Trouble> {
-        let request = self
-            .client
-            .post(self.url.clone())
-            .headers(self.headers.clone())
-            .header(ACCEPT, "application/json, text/event-stream")
-            .header(CONTENT_TYPE, "application/json")
-            .body(body.clone());
-        let response = self.send(request).await?;
+        let response = self.send(self.posting(self.headers.clone(), body.clone())).await?;
+        let response = self.with_listed_headers(response, &body).await?;
         if let Some(session) = response.headers().get(SESSION_ID)
             && response.status().is_success()
         {
             self.tell(News::Session(session.clone())).await;
         }
         self.receive(response, &body).await
+    }
+
+    pub(super) fn posting(&self, headers: HeaderMap, body: Bytes) -> RequestBuilder {
+        self.client
+            .post(self.url.clone())
+            .headers(headers)
+            .header(ACCEPT, "application/json, text/event-stream")
+            .header(CONTENT_TYPE, "application/json")
+            .body(body)
     }
 
     async fn receive(&self, response: Response, request: &[u8]) -> Result<(), Trouble> {
@@ -263,11 +275,11 @@ impl Exchange {
         self.send(request).await
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Response, Trouble> {
+    pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, Trouble> {
         request.send().await.map_err(|error| transport(&self.url, &error))
     }
 
-    async fn body(&self, mut response: Response) -> Result<Bytes, Trouble> {
+    pub(super) async fn body(&self, mut response: Response) -> Result<Bytes, Trouble> {
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| transport(&self.url, &error))? {
             if body.len() + chunk.len() > self.limit {

@@ -65,9 +65,7 @@ pub fn add_protocol(
         if let Some(name) = &hints.name {
             insert(headers, NAME, &encoded(name));
         }
-        for (name, value) in &hints.parameters {
-            insert(headers, name.clone(), &encoded(value));
-        }
+        add_parameters(headers, &hints.parameters);
         return;
     }
     if let Some(session) = session {
@@ -76,6 +74,19 @@ pub fn add_protocol(
     if let Some(version) = version {
         headers.insert(PROTOCOL_VERSION, version.clone());
     }
+}
+
+/// Arguments that the tool wants in headers as well.
+pub fn add_parameters(headers: &mut HeaderMap, parameters: &[(HeaderName, String)]) {
+    for (name, value) in parameters {
+        insert(headers, name.clone(), &encoded(value));
+    }
+}
+
+/// Another method of the modern era, which has no subject.
+pub fn set_method(headers: &mut HeaderMap, method: &str) {
+    headers.remove(NAME);
+    insert(headers, METHOD, method);
 }
 
 fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {

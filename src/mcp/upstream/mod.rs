@@ -19,6 +19,7 @@ pub mod rehearsal;
 pub mod replay;
 pub mod sse;
 pub mod stdio;
+pub mod unlisted;
 
 use std::sync::Arc;
 

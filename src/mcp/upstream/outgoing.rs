@@ -58,7 +58,7 @@ pub struct Hints {
 }
 
 /// The values of a call's arguments for the headers that the tool asks for.
-fn parameters(headers: &[(HeaderName, Vec<Box<str>>)], call: &[u8]) -> Vec<(HeaderName, String)> {
+pub fn parameters(headers: &[(HeaderName, Vec<Box<str>>)], call: &[u8]) -> Vec<(HeaderName, String)> {
     if headers.is_empty() {
         return Vec::new();
     }

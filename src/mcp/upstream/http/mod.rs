@@ -3,7 +3,9 @@
 //! Requests run side by side, each in a task of its own within this upstream's `JoinSet`; what changes the session (`initialize`,
 //! notifications) goes alone, in order, as over a pipe. Credentials are read at each request. A server that has forgotten the session
 //! (404) is told it anew, and what is safe to repeat is repeated once. An opening that fails, also because the server forgets the new
-//! session before it has been told all, is tried again for the next message, after a pause that grows.
+//! session before it has been told all, is tried again for the next message, after a pause that grows. What a server asks by itself goes to
+//! the session's long stream, and is lost where there is none yet: after `notifications/initialized` nothing is sent before the server has answered
+//! to the wish for that stream, for `STREAM_PATIENCE` at most.
 //!
 //! Invariants: `running` has exactly the exchanges whose end has not been reported; nothing but the opening is sent while `opening` is
 //! not empty; what nobody waits for ends within the service's `timeout`; header values with secrets are marked sensitive and live no longer than their exchange.
@@ -21,7 +23,7 @@ use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderValue};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::Sleep;
+use tokio::time::{Sleep, sleep};
 
 use self::reports::SeenEvents;
 use super::backoff::Backoff;
@@ -29,6 +31,7 @@ use super::exchange::{Exchange, Report, SESSION_ID, Trouble};
 use super::headers::{self, Authorized};
 use super::outgoing::{Outgoing, Role};
 use super::replay::Replay;
+use super::unlisted::ToolCall;
 use super::{Event, Inheritance, Surroundings};
 use crate::mcp::credentials::CredentialError;
 use crate::mcp::message::IdKey;
@@ -68,6 +71,8 @@ pub struct HttpUpstream {
     /// Until it is over, an opening that has failed is not tried again.
     pause: Option<Pin<Box<Sleep>>>,
     stream: Option<(u64, AbortHandle)>,
+    /// The server has yet to answer to the wish for the stream of a new session; until this is over nothing else is sent.
+    stream_awaited: Option<Pin<Box<Sleep>>>,
     /// The server did not accept the credentials of the long stream.
     stream_refused: bool,
     last_event: Option<String>,
@@ -123,6 +128,7 @@ impl HttpUpstream {
             backoff: Backoff::default(),
             pause: None,
             stream: None,
+            stream_awaited: None,
             stream_refused: false,
             last_event: None,
             seen: SeenEvents::default(),
@@ -165,6 +171,10 @@ impl HttpUpstream {
                 () = elapsed(&mut self.pause) => {
                     self.pause = None;
                     self.advance();
+                }
+                () = elapsed(&mut self.stream_awaited) => {
+                    self.around.service.answers_streams(true);
+                    self.stream_stands();
                 }
             }
         }
@@ -269,7 +279,7 @@ impl HttpUpstream {
     /// Sends what may be sent now.
     fn advance(&mut self) {
         self.advance_asides();
-        while self.begun && self.alone.is_none() {
+        while self.begun && self.alone.is_none() && self.stream_awaited.is_none() {
             if let Some(message) = self.opening.pop_front() {
                 self.alone = self.dispatch(message, true);
                 continue;
@@ -324,6 +334,7 @@ impl HttpUpstream {
         }
         let mut exchange = self.exchange(url, headers, message.key.clone())?;
         // The ledger of the client's session has the time of what the client waits for, and of nothing else.
+        exchange.call = ToolCall::of(&self.around.service, message.hints.as_deref());
         exchange.patience = (swallow || message.key.is_none()).then_some(self.settings.timeout);
         let serial = exchange.serial;
         self.asides_running += usize::from(message.role == Role::Aside);
@@ -350,6 +361,21 @@ impl HttpUpstream {
         if let Some((_, stream)) = self.stream.take() {
             stream.abort();
         }
+        self.stream_awaited = None;
+    }
+
+    /// Opens the stream of a new session, which has to stand before the server may be asked anything.
+    fn open_first_stream(&mut self) {
+        self.open_stream();
+        if self.stream.is_some() && !self.around.service.is_late_with_streams() {
+            self.stream_awaited = Some(Box::pin(sleep(STREAM_PATIENCE)));
+        }
+    }
+
+    /// Nothing waits for the stream any more: it is there, or will not be.
+    fn stream_stands(&mut self) {
+        self.stream_awaited = None;
+        self.advance();
     }
 
     /// Opens the stream of a legacy session on which the server sends by itself, in place of the one there is.
@@ -374,6 +400,7 @@ impl HttpUpstream {
             url,
             headers,
             key,
+            call: None,
             patience: None,
             limit: self.around.limits.max_message_bytes,
             reports: self.reports.0.clone(),
@@ -427,6 +454,8 @@ async fn elapsed(pause: &mut Option<Pin<Box<Sleep>>>) {
 
 const REPORTS: usize = 64;
 const QUEUED_BYTES: usize = 1024 * 1024;
+/// How long the next message waits for the server's answer to the wish for the long stream.
+const STREAM_PATIENCE: Duration = Duration::from_secs(1);
 const DELETE_PATIENCE: Duration = Duration::from_secs(2);
 
 #[cfg(test)]

@@ -34,6 +34,11 @@ impl HttpUpstream {
             News::Done(result) if is_stream => {
                 self.stream = None;
                 self.stream_refused = result.is_err();
+                self.stream_stands();
+            }
+            News::StreamAnswered => {
+                self.around.service.answers_streams(false);
+                self.stream_stands();
             }
             News::Refreshed => self.refreshed(serial),
             News::Done(result) => self.done(serial, result),
@@ -113,7 +118,7 @@ impl HttpUpstream {
 
     fn succeeded(&mut self, running: &Running) {
         if running.message.role == Role::Initialized {
-            self.open_stream();
+            self.open_first_stream();
         }
         if running.swallow && running.epoch == self.epoch && self.opening.is_empty() {
             self.opened = Some(Instant::now());

@@ -58,6 +58,8 @@ enum Reply {
     /// Events, then the connection is closed or, if the flag says so, stays open.
     Events(String, bool),
     Never,
+    /// The other one, after a while.
+    After(Duration, Box<Self>),
 }
 
 fn status(status: &str, body: &str) -> Reply {
@@ -92,7 +94,12 @@ async fn converse(stream: TcpStream, script: &Script, log: &Mutex<Vec<Asked>>) -
     stream.read_exact(&mut body).await?;
     asked.body = serde_json::from_slice(&body).unwrap_or_default();
     log.lock().unwrap().push(asked.clone());
-    let (text, stays) = match script(&asked) {
+    let mut reply = script(&asked);
+    if let Reply::After(pause, other) = reply {
+        sleep(pause).await;
+        reply = *other;
+    }
+    let (text, stays) = match reply {
         Reply::Text(head, kind, body) => {
             let length = body.len();
             (
@@ -103,7 +110,7 @@ async fn converse(stream: TcpStream, script: &Script, log: &Mutex<Vec<Asked>>) -
         Reply::Events(events, stays) => {
             (format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n{events}"), stays)
         }
-        Reply::Never => (String::new(), true),
+        Reply::Never | Reply::After(..) => (String::new(), true),
     };
     stream.write_all(text.as_bytes()).await?;
     if stays {
@@ -458,4 +465,108 @@ async fn a_connection_that_breaks_makes_one_more_try_for_what_is_safe_and_none_f
         assert_eq!(rig.next().await["lost"], format!("[Integer({id})]"));
         assert_eq!(rig.asked(method), tries, "{method}");
     }
+}
+
+/// How long after the wish for the stream a request came that was sent right after it.
+async fn waited(stream: impl Fn() -> Reply + Send + Sync + 'static) -> (Duration, Rig) {
+    let wished = Mutex::new(None);
+    let mut rig = Rig::new(PATIENT, move |asked| match asked.method() {
+        "initialize" => asked.initialized("s"),
+        "GET" => {
+            *wished.lock().unwrap() = Some(Instant::now());
+            stream()
+        }
+        "ping" => {
+            let since = wished.lock().unwrap().expect("there was no wish").elapsed();
+            asked.result(&json!({ "since": since.as_micros() as u64 }), "s")
+        }
+        _ => status("202 Accepted", ""),
+    })
+    .await;
+    rig.greet().await;
+    rig.notify("notifications/initialized");
+    rig.request(1, "ping");
+    let since = rig.next().await["result"]["since"].as_u64().unwrap();
+    (Duration::from_micros(since), rig)
+}
+
+#[tokio::test]
+async fn nothing_is_asked_before_the_servers_stream_stands_or_is_refused() {
+    let pause = Duration::from_millis(150);
+    let later = move |reply: fn() -> Reply| move || Reply::After(pause, Box::new(reply()));
+    let (stands, rig) = waited(later(|| Reply::Events(": hello\n\n".into(), true))).await;
+    assert!(stands >= pause && rig.upstream.stream.is_some(), "{stands:?}");
+    let (refused, rig) = waited(later(|| status("405 Method Not Allowed", ""))).await;
+    assert!(refused >= pause && rig.upstream.stream.is_none(), "{refused:?}");
+    let (failed, _) = waited(later(|| status("503 Service Unavailable", ""))).await;
+    assert!(failed >= pause, "{failed:?}");
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_answered_holds_one_session_up_for_a_while_and_no_further_ones() {
+    let (late, mut rig) = waited(|| Reply::Never).await;
+    assert!(late >= STREAM_PATIENCE, "{late:?}");
+    assert!(rig.service.is_late_with_streams());
+    rig.greet().await;
+    rig.notify("notifications/initialized");
+    while rig.asked("GET") < 2 {
+        tokio::select! {
+            _ = rig.upstream.event(true) => {}
+            () = sleep(Duration::from_millis(1)) => {}
+        }
+    }
+    assert!(rig.upstream.stream.is_some() && rig.upstream.stream_awaited.is_none());
+}
+
+#[tokio::test]
+async fn a_tool_that_nobody_has_listed_gets_its_headers_once_the_server_misses_them() {
+    let refused = |asked: &Asked, code: i32| {
+        let error = json!({ "code": code, "message": "Mcp-Param-Region is missing" });
+        let body = json!({ "jsonrpc": "2.0", "id": asked.body["id"], "error": error });
+        status("400 Bad Request", &body.to_string())
+    };
+    let mut rig = Rig::new(PATIENT, move |asked| {
+        let name = asked.body["params"]["name"].as_str().unwrap_or_default();
+        match (asked.method(), asked.header("mcp-param-region")) {
+            ("tools/list", _) if asked.body["params"]["cursor"].is_null() => {
+                let page = json!({ "tools": [{ "name": "plain", "inputSchema": {} }], "nextCursor": "2" });
+                let body = json!({ "jsonrpc": "2.0", "id": asked.body["id"], "result": page });
+                Reply::Events(format!("data: {body}\n\n"), true)
+            }
+            ("tools/list", _) => {
+                let region = json!({ "type": "string", "x-mcp-header": "Region" });
+                let schema = json!({ "type": "object", "properties": { "region": region } });
+                Reply::After(
+                    Duration::from_millis(50),
+                    Box::new(asked.result(&json!({ "tools": [{ "name": "store", "inputSchema": schema }] }), "")),
+                )
+            }
+            ("tools/call", Some(region)) => asked.result(&json!({ "region": region }), ""),
+            // What the server says of a tool that the list does not mend is passed on.
+            ("tools/call", None) => refused(asked, if name == "odd" { -32602 } else { -32020 }),
+            _ => status("202 Accepted", ""),
+        }
+    })
+    .await;
+    let call = |id: u32, tool: &str| {
+        let meta = json!({ "io.modelcontextprotocol/protocolVersion": "2026-07-28", "progressToken": 7 });
+        let params = json!({ "name": tool, "arguments": { "region": "north" }, "_meta": meta });
+        json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params })
+    };
+    for (id, tool) in [(1, "store"), (2, "store"), (3, "plain"), (4, "odd")] {
+        rig.send(&call(id, tool));
+    }
+    let mut answers = Vec::new();
+    for _ in 0..4 {
+        answers.push(rig.next().await);
+    }
+    answers.sort_by_key(|answer| answer["id"].as_u64());
+    assert_eq!((&answers[0]["result"]["region"], &answers[1]["result"]["region"]), (&json!("north"), &json!("north")));
+    assert_eq!((&answers[2]["error"]["code"], &answers[3]["error"]["code"]), (&json!(-32020), &json!(-32602)));
+    assert_eq!(rig.asked("tools/list"), 2, "two pages, once for all of them");
+    let log = rig.log.lock().unwrap();
+    let list = log.iter().find(|asked| asked.method() == "tools/list").unwrap();
+    assert_eq!((list.header("mcp-method"), list.header("mcp-name")), (Some("tools/list"), None));
+    assert!(list.body["params"]["_meta"]["progressToken"].is_null());
+    assert_eq!(list.body["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"], "2026-07-28");
 }
