@@ -2,159 +2,63 @@
 //!
 //! The reference is what the SDKs' clients see of the SDKs' servers without mcpeg in between, which is the same in both eras.
 
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::support::features::{Bed, Runs, TOOLS, expected};
 use crate::support::mcp::Client;
 use crate::support::peers;
 use crate::support::sidecar::{Folder, Sidecar};
-use crate::support::upstream::{HttpServer, with};
+use crate::support::upstream::with;
 
-const TOKEN: &str = "token-of-the-local-agent";
-const TOOLS: [&str; 9] = ["ask", "both", "cancelled", "log", "progress", "roots", "sample", "touch", "wait"];
-
-/// A server for each era and transport, and a sidecar in front of them.
-struct Bed {
-    sidecar: Sidecar,
-    http: String,
-    _servers: Vec<HttpServer>,
-}
-
-impl Bed {
-    async fn new(transports: &str) -> Self {
-        let server = |era: &str, more: &[&str]| with(with(peers::argv("mcp_features_server"), &[era]), more);
-        let folder = Folder::new(&[("secrets.yaml", &format!("local: {{ token: {TOKEN} }}\n"))]);
-        let mut main = "version: \"1.0\"\naudit: { path: audit.log }\n\
-            secrets:\n  providers: { own: { type: file, path: secrets.yaml } }\n  items: { local: { provider: own, path: local, refresh: 1s } }\n\
-            transports: { http: { enabled: true, port: 0, token: \"${secret.local.token}\" }MORE }\nservices:\n"
-            .replace("MORE", transports);
-        let mut servers = Vec::new();
-        for era in ["legacy", "modern"] {
-            let http = HttpServer::start(server(era, &["http", "--port", "0"])).await;
-            let child = serde_json::to_string(&server(era, &["stdio"])).unwrap();
-            for (name, text) in [
-                (format!("{era}-stdio"), format!("type: mcp\ncommand: {child}\n")),
-                (format!("{era}-http"), format!("type: mcp\nurl: {}\n", http.url)),
-            ] {
-                main.push_str(&format!("  {name}: {{ config_file: {name}.yaml }}\n"));
-                folder.write(&format!("{name}.yaml"), &text);
-            }
-            servers.push(http);
-        }
-        folder.write("mcpeg.yaml", &main);
-        let sidecar = Sidecar::start(folder);
-        let url = sidecar.ready.split("mcp http").nth(1).unwrap_or_else(|| panic!("{}", sidecar.ready));
-        let http = format!("http{}", url.split([',', ';']).next().unwrap().trim());
-        Self { sidecar, http, _servers: servers }
-    }
-
-    fn socket(&self, service: &str) -> [String; 2] {
-        ["unix".to_owned(), self.sidecar.service_socket(service).display().to_string()]
-    }
-
-    fn url(&self, service: &str) -> [String; 2] {
-        ["http".to_owned(), format!("{}/{service}", self.http)]
-    }
-}
-
-/// Runs the client that uses every feature, with tools and prompts whose names begin with `prefix`; what it saw.
-fn features(era: &str, to: &[String; 2], prefix: &str) -> Value {
-    let argv = with(peers::argv("mcp_features_client"), &[era, &to[0], &to[1], prefix]);
-    let output =
-        Command::new(&argv[0]).args(&argv[1..]).env("MCPEG_TEST_TOKEN", TOKEN).stdin(Stdio::null()).output().unwrap();
-    let said = format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    if !output.status.success() {
-        return json!({ "failed": said });
-    }
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"))
-}
-
-/// What a client sees of the server without anything in between.
-fn expected(client: &str, server: &str) -> Value {
-    let mut seen = json!({
-        "server": format!("features-{server}"),
-        "instructions": "be kind",
-        "capabilities": ["completions", "logging", "prompts", "resources", "tools"],
-        "tools": TOOLS,
-        "ask": "accept Ada",
-        "sample": "sampled",
-        "both": "accept Ada, sampled",
-        "roots": "file:///root",
-        "progress": "done 1,2,3",
-        "log": "logged a line of the log",
-        "prompt": "Hello, Ada",
-        "complete": "berta",
-        "read": "the one",
-        "template": "item 7",
-        "missing": "-32602",
-        "subscribe": "touched list test://one",
-        "cancel": 1,
-        "unhandled": [],
-    });
-    match client {
-        "modern" => seen["discover"] = json!("discovered"),
-        _ => seen["ping"] = json!("{}"),
-    }
-    seen
-}
-
-/// The features that differ, as expected and as seen.
-fn differences(expected: &Value, seen: &Value) -> Vec<String> {
-    let keys = expected.as_object().unwrap().keys().chain(seen.as_object().unwrap().keys());
-    let mut differences: Vec<String> = keys
-        .filter(|key| expected[key.as_str()] != seen[key.as_str()])
-        .map(|key| format!("{key}: {} instead of {}", seen[key], expected[key]))
-        .collect();
-    differences.dedup();
-    differences
+/// The client of npm's SDK of that era, on its way.
+fn client(era: &str, way: &[String]) -> Vec<String> {
+    let way: Vec<&str> = way.iter().map(String::as_str).collect();
+    with(peers::argv("mcp_features_client"), &[&[era], &way[..]].concat())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_feature_crosses_between_every_era_over_every_transport() {
     let bed = Bed::new("").await;
-    let mut wrong = Vec::new();
+    let mut runs = Runs::default();
     for server in ["legacy", "modern"] {
         for upstream in ["stdio", "http"] {
             let service = format!("{server}-{upstream}");
-            for client in ["legacy", "modern"] {
-                for to in [bed.socket(&service), bed.url(&service)] {
-                    let seen = features(client, &to, "");
-                    let differ = differences(&expected(client, server), &seen);
-                    if !differ.is_empty() {
-                        wrong.push(format!("{client} client, {service}, {}: {differ:#?}", to[0]));
-                    }
+            for era in ["legacy", "modern"] {
+                for way in bed.ways(Some(&service)) {
+                    let what = format!("{era} client, {}", way[0]);
+                    runs.add(&service, what, client(era, &way), &[], expected(era, server));
                 }
             }
         }
     }
+    let wrong = runs.wrong().await;
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_feature_of_every_service_crosses_in_the_aggregate() {
     let bed = Bed::new("").await;
-    let mut wrong = Vec::new();
-    for service in ["legacy-http", "legacy-stdio", "modern-http", "modern-stdio"] {
-        for client in ["legacy", "modern"] {
-            let socket = ["unix".to_owned(), bed.sidecar.socket().display().to_string()];
-            for to in [socket, ["http".to_owned(), bed.http.clone()]] {
-                let mut wanted = expected(client, "");
-                wanted["server"] = json!("mcpeg");
-                let seen = features(client, &to, &format!("{service}__"));
-                let all = ["legacy-http", "legacy-stdio", "modern-http", "modern-stdio"];
-                let tools = all.iter().flat_map(|service| TOOLS.map(|tool| format!("{service}__{tool}")));
-                wanted["tools"] = tools.collect();
-                wanted["subscribe"] = json!(format!("touched list mcpeg://{service}/test://one"));
-                wanted["instructions"] = json!(all.map(|service| format!("{service}: be kind")).join("\n\n"));
-                let differ = differences(&wanted, &seen);
-                if !differ.is_empty() {
-                    wrong.push(format!("{client} client, {service}, {}: {differ:#?}", to[0]));
-                }
+    let mut runs = Runs::default();
+    let all = ["legacy-http", "legacy-stdio", "modern-http", "modern-stdio"];
+    for service in all {
+        for era in ["legacy", "modern"] {
+            let mut wanted = expected(era, "");
+            wanted["server"] = json!("mcpeg");
+            let tools = all.iter().flat_map(|service| TOOLS.map(|tool| format!("{service}__{tool}")));
+            wanted["tools"] = tools.collect();
+            wanted["subscribe"] = json!(format!("touched list mcpeg://{service}/test://one"));
+            wanted["instructions"] = json!(all.map(|service| format!("{service}: be kind")).join("\n\n"));
+            for way in bed.ways(None) {
+                let prefix = [("MCPEG_TEST_PREFIX", format!("{service}__"))];
+                let what = format!("{service}, {era} client, {}", way[0]);
+                // Modern clients of one user share a session, and a line of the log does not say whose request it belongs to.
+                runs.add("all services", what, client(era, &way), &prefix, wanted.clone());
             }
         }
     }
+    let wrong = runs.wrong().await;
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 

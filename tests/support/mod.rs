@@ -8,6 +8,7 @@ pub mod collector;
 pub mod counting;
 pub mod enterprise;
 pub mod etcd;
+pub mod features;
 pub mod git;
 pub mod library;
 pub mod line_sink;

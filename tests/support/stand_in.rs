@@ -52,7 +52,12 @@ impl StandIn {
     }
 
     pub async fn replying(answers: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::replying_at(0, answers).await
+    }
+
+    /// On a port of its own choice, or on one that it had before.
+    pub async fn replying_at(port: u16, answers: impl Fn(&Asked) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
         let mut server = JoinSet::new();

@@ -366,6 +366,8 @@ async fn legacy_reply(mut stream: StreamReceiver, version: Option<&str>) -> (Rep
             return (reply::json(StatusCode::OK, item.line), failed);
         }
         Ok(Some(item)) => Some(item),
+        // A stream of events is the one kind of answer that may have no message in it.
+        Ok(None) if stream.is_cancelled() => return (reply::events(Events::new(stream, None, true, None)), false),
         Ok(None) => return (unknown_session(), true),
         Err(_) => None,
     };

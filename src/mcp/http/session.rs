@@ -4,7 +4,7 @@
 //! to no request that can be told: in the legacy era the stream that GET has opened, or, for what a server says or asks while it works, that
 //! of the newest request; in the modern era that of the newest request if it is about its work, and else nobody.
 //!
-//! Invariants: every request that was taken is answered once, also when the session ends; a client that does not read its stream for
+//! Invariants: every request that was taken is answered once, also when the session ends, but for one that the client cancels, whose stream ends; a client that does not read its stream for
 //! `STALLED` loses it, so that it holds up nobody else for longer; in the modern era a stream that is closed cancels its request, in the
 //! legacy one it does not.
 
@@ -26,7 +26,7 @@ use crate::mcp::answer;
 use crate::mcp::call::Peer;
 use crate::mcp::lines::{Lines, Progress};
 use crate::mcp::message::{Answer, Field, IdKey, Message, Notification, parse};
-use crate::mcp::protocol::{LISTEN, PROGRESS, code};
+use crate::mcp::protocol::{CANCELLED, INITIALIZE, LISTEN, PROGRESS, code};
 use crate::mcp::registry::{Shared, Target};
 use crate::mcp::router::Router;
 use crate::mcp::session::Session;
@@ -210,6 +210,8 @@ struct Waiting {
     token: Option<IdKey>,
     original: Option<Original>,
     endless: bool,
+    /// The protocol does not let `initialize` be cancelled.
+    cancellable: bool,
 }
 
 struct Stream {
@@ -259,7 +261,7 @@ impl Pump {
         self.session.set_idle(None);
         match input {
             Input::Request { line, out } => self.request(&line, out),
-            Input::Message(line) => self.lines.push(&line),
+            Input::Message(line) => self.message(&line),
             Input::Listen { after, out } => self.listen(after, out),
         }
     }
@@ -270,13 +272,13 @@ impl Pump {
         let stream = Stream { out: Some(out), number: self.count, sent: 0 };
         // Whoever sent it has read it.
         let Ok(Message::Request(request)) = parse(line) else { return };
-        let endless = request.method == LISTEN;
+        let (endless, cancellable) = (request.method == LISTEN, request.method != INITIALIZE);
         let id = request.id.raw().into();
         if self.kind == Kind::Modern {
             let text = std::str::from_utf8(line).unwrap_or_default();
             let Some((original, line, key)) = Original::replace(text, &request, self.mark, self.count) else { return };
             let token = Some(key.clone());
-            self.waiting.insert(key, Waiting { stream, id, token, original: Some(original), endless });
+            self.waiting.insert(key, Waiting { stream, id, token, original: Some(original), endless, cancellable });
             return self.lines.push(line.as_bytes());
         }
         let mut waiting = Waiting {
@@ -285,6 +287,7 @@ impl Pump {
             token: request.params.meta.as_ref().and_then(|meta| meta.progress_token).and_then(IdKey::of),
             original: None,
             endless,
+            cancellable,
         };
         if self.waiting.contains_key(&request.key) {
             let message = "the id belongs to a request that is not answered yet";
@@ -293,6 +296,19 @@ impl Pump {
         }
         self.waiting.insert(request.key, waiting);
         self.lines.push(line);
+    }
+
+    /// A notification, or an answer of the client's. What it cancels will not be answered behind the pipe either.
+    fn message(&mut self, line: &Bytes) {
+        self.lines.push(line);
+        let Ok(Message::Notification(notification)) = parse(line) else { return };
+        if self.kind == Kind::Modern || notification.method != CANCELLED {
+            return;
+        }
+        let cancelled = notification.cancelled().filter(|key| self.waiting.get(key).is_some_and(|of| of.cancellable));
+        if let Some(out) = cancelled.and_then(|key| self.waiting.remove(&key)?.stream.out) {
+            out.cancel();
+        }
     }
 
     fn listen(&mut self, after: Option<EventId>, out: StreamSender) {

@@ -44,13 +44,20 @@ struct State {
     number: AtomicU64,
     /// The answer has begun as a stream of events.
     committed: AtomicBool,
+    /// The client wants no answer any more: the stream ends without one.
+    cancelled: AtomicBool,
     wake: Arc<Notify>,
 }
 
 pub fn channel(wake: Arc<Notify>) -> (StreamSender, StreamReceiver) {
     let (sender, receiver) = mpsc::unbounded_channel();
-    let (queued, number, committed) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
-    let state = Arc::new(State { queued, number, committed, wake });
+    let state = Arc::new(State {
+        queued: AtomicUsize::new(0),
+        number: AtomicU64::new(0),
+        committed: AtomicBool::new(false),
+        cancelled: AtomicBool::new(false),
+        wake,
+    });
     (StreamSender { items: sender, state: state.clone() }, StreamReceiver { items: receiver, state })
 }
 
@@ -63,6 +70,11 @@ impl StreamSender {
 
     pub fn set_number(&self, number: u64) {
         self.state.number.store(number, Ordering::Relaxed);
+    }
+
+    /// Ends the stream without an answer.
+    pub fn cancel(self) {
+        self.state.cancelled.store(true, Ordering::Relaxed);
     }
 
     /// The other end is gone.
@@ -97,6 +109,11 @@ impl StreamReceiver {
 
     pub fn number(&self) -> u64 {
         self.state.number.load(Ordering::Relaxed)
+    }
+
+    /// It has ended without an answer because the client wants none.
+    pub fn is_cancelled(&self) -> bool {
+        self.state.cancelled.load(Ordering::Relaxed)
     }
 
     /// From now on it is a stream of events.

@@ -1,17 +1,21 @@
 // Uses everything that features_server.mjs has, with the client of either npm SDK, and prints what came of it as one line of JSON.
 //
-//   features_client.mjs legacy|modern unix PATH | http URL    [PREFIX] before the names of tools and prompts
+//   features_client.mjs legacy|modern unix PATH | http URL | stdio COMMAND ARGS...
 //
+// `MCPEG_TEST_PREFIX` stands before the names of tools and prompts; the token for HTTP is in `MCPEG_TEST_TOKEN`.
 // The line has a member for each feature: the text of the tool, or what was received; a text that begins with `error:` where it failed.
 
 import { setTimeout as sleep } from "node:timers/promises";
 import * as legacySdk from "@modelcontextprotocol/sdk/client/index.js";
+import { StdioClientTransport as LegacyStdio } from "@modelcontextprotocol/sdk/client/stdio.js";
 import { StreamableHTTPClientTransport as LegacyHttp } from "@modelcontextprotocol/sdk/client/streamableHttp.js";
 import * as legacyTypes from "@modelcontextprotocol/sdk/types.js";
 import * as modernSdk from "@modelcontextprotocol/client";
+import { StdioClientTransport as ModernStdio } from "@modelcontextprotocol/client/stdio";
 import { UnixClientTransport } from "./unix_transport.mjs";
 
-const [era, transport, target, prefix = ""] = process.argv.slice(2);
+const [era, transport, target, ...more] = process.argv.slice(2);
+const prefix = process.env.MCPEG_TEST_PREFIX ?? "";
 const modern = era === "modern";
 const token = process.env.MCPEG_TEST_TOKEN;
 const headers = token ? { requestInit: { headers: { authorization: `Bearer ${token}` } } } : {};
@@ -54,7 +58,12 @@ async function until(holds) {
   for (let tries = 0; tries < 100 && !holds(); tries += 1) await sleep(50);
 }
 
-await client.connect(transport === "unix" ? new UnixClientTransport(target) : new (modern ? modernSdk.StreamableHTTPClientTransport : LegacyHttp)(new URL(target), headers));
+const transports = {
+  unix: () => new UnixClientTransport(target),
+  http: () => new (modern ? modernSdk.StreamableHTTPClientTransport : LegacyHttp)(new URL(target), headers),
+  stdio: () => new (modern ? ModernStdio : LegacyStdio)({ command: target, args: more }),
+};
+await client.connect(transports[transport]());
 if (modern) await feature("discover", async () => (await client.discover?.()) && "discovered");
 report.server = client.getServerVersion()?.name;
 report.instructions = client.getInstructions();
