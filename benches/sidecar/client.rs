@@ -21,7 +21,7 @@ pub struct Figures {
 
 impl Pipe {
     pub fn new(reader: Box<dyn Read + Send>, writer: Box<dyn Write + Send>) -> Self {
-        Self { reader: BufReader::with_capacity(64 * 1024, reader), writer, next_id: 1 }
+        Self { reader: BufReader::with_capacity(8 * 1024, reader), writer, next_id: 1 }
     }
 
     pub fn connect(socket: &Path) -> Self {
@@ -72,12 +72,26 @@ impl Pipe {
         }
     }
 
+    /// Sends one call; its answer is taken later.
+    pub fn ask(&mut self, tool: &str) {
+        self.next_id += 1;
+        self.writer.write_all(call(self.next_id, tool).as_bytes()).expect("written");
+    }
+
+    /// Asks for the list of tools, as clients do before they call one.
+    pub fn list_tools(&mut self) {
+        self.next_id += 1;
+        let list = format!("{{\"jsonrpc\":\"2.0\",\"id\":{},\"method\":\"tools/list\"}}\n", self.next_id);
+        self.writer.write_all(list.as_bytes()).expect("written");
+        self.answer();
+    }
+
     fn next(&mut self) -> String {
         self.next_id += 1;
         request(self.next_id)
     }
 
-    fn answer(&mut self) {
+    pub fn answer(&mut self) {
         let mut line = String::new();
         self.reader.read_line(&mut line).expect("an answer");
         assert!(line.contains("\"result\""), "not a result: {line:?}");
@@ -98,7 +112,11 @@ impl Figures {
 }
 
 pub fn request(id: usize) -> String {
+    call(id, "echo")
+}
+
+pub fn call(id: usize, tool: &str) -> String {
     format!(
-        "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"tools/call\",\"params\":{{\"name\":\"echo\",\"arguments\":{{\"text\":\"a question of ordinary length, such as an agent would ask of a tool\",\"limit\":10}}}}}}\n"
+        "{{\"jsonrpc\":\"2.0\",\"id\":{id},\"method\":\"tools/call\",\"params\":{{\"name\":\"{tool}\",\"arguments\":{{\"text\":\"a question of ordinary length, such as an agent would ask of a tool\",\"limit\":10}}}}}}\n"
     )
 }

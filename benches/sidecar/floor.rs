@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Command;
+use tokio::task::JoinSet;
 
 #[derive(Deserialize)]
 struct Envelope<'a> {
@@ -22,8 +23,9 @@ pub fn serve(socket: &Path) {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let listener = UnixListener::bind(socket).expect("the socket's path is free");
+        let mut relays = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
-            relay(stream).await;
+            relays.spawn(relay(stream));
         }
     });
 }
@@ -31,7 +33,7 @@ pub fn serve(socket: &Path) {
 async fn relay(stream: UnixStream) {
     let myself = std::env::current_exe().expect("this program has a path");
     let mut child = Command::new(myself)
-        .arg("echo-upstream")
+        .args(["echo-upstream", "1"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true)

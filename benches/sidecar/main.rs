@@ -1,7 +1,9 @@
 //! What the sidecar costs, beside its floor, in one run: `cargo bench --bench sidecar`.
 //!
 //! The same client and the same upstream three times: the upstream's own pipes, a bare relay from a Unix socket to the child (`floor`),
-//! and mcpeg with audit and metrics on. Then idle memory, binary size, start to ready. Linux only: it reads /proc.
+//! and mcpeg with policy, audit, metrics and leak guard on. Then memory, binary size, start to ready; what a call costs with 1 to 1,000 clients and
+//! 1 to 500 tools; and the same over HTTP beside other proxies. `-- one`, `-- clients`, `-- tools`, `-- peers` is a part alone. Linux only: it reads
+//! /proc.
 
 // A benchmark that meets anything unexpected should stop there, and it prints because that is what it is for.
 #![allow(clippy::expect_used, clippy::print_stdout)]
@@ -9,7 +11,10 @@
 mod client;
 mod echo;
 mod floor;
+mod http;
+mod peers;
 mod process;
+mod scale;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -18,18 +23,30 @@ use client::{Figures, Pipe};
 use process::{Proc, Scratch};
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     match args.first().map(String::as_str) {
-        Some("echo-upstream") => echo::serve(),
+        Some("echo-upstream") => echo::serve(args[1].parse().expect("a number of tools")),
         Some("floor-relay") => floor::serve(Path::new(&args[1])),
-        _ => measure(),
+        part => {
+            // A client takes two descriptors here.
+            let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+            let limits = rustix::process::Rlimit { current: limits.maximum, ..limits };
+            rustix::process::setrlimit(rustix::process::Resource::Nofile, limits).expect("up to the hard limit");
+            let scratch = Scratch::new();
+            for (name, measure) in PARTS {
+                if part.is_none_or(|part| part == name) {
+                    measure(&scratch);
+                }
+            }
+        }
     }
 }
 
-fn measure() {
-    let scratch = Scratch::new();
-    let myself = std::env::current_exe().expect("this program has a path");
-    let upstream = [myself.display().to_string(), "echo-upstream".to_owned()];
+type Part = (&'static str, fn(&Scratch));
+const PARTS: [Part; 4] =
+    [("one", measure), ("clients", scale::clients), ("tools", scale::tools), ("peers", peers::measure)];
+
+fn measure(scratch: &Scratch) {
     println!(
         "{CALLS} calls one at a time, {LOAD} calls with {IN_FLIGHT} in flight, after {WARM_UP} to warm up; message of {} bytes\n",
         client::request(1).len()
@@ -37,21 +54,22 @@ fn measure() {
     println!("{:<28} {:>8} {:>8} {:>10} {:>10}", "", "p50 µs", "p99 µs", "calls/s", "CPU µs/call");
 
     let direct = {
-        let mut child = Proc::start(&upstream[0], &["echo-upstream"], None);
+        let [program, mode, tools] = process::upstream(1);
+        let mut child = Proc::start(&program, &[&mode, &tools], None);
         let pipe = child.pipe();
         let pid = child.pid();
         run("upstream's own pipes", pipe, pid)
     };
     let floor = {
         let socket = scratch.path("floor.sock");
-        let relay = Proc::start(&upstream[0], &["floor-relay", socket.to_str().expect("a UTF-8 path")], None);
+        let relay = Proc::start(&process::myself(), &["floor-relay", socket.to_str().expect("a UTF-8 path")], None);
         process::await_socket(&socket);
         run("bare relay (floor)", Pipe::connect(&socket), relay.pid())
     };
-    let folder = scratch.sidecar(&upstream);
+    let folder = scratch.sidecar("sidecar", 1, None);
     let sidecar = process::start_sidecar(&folder);
     let idle = process::memory_of(sidecar.pid());
-    let ours = run("mcpeg, audit and metrics", Pipe::connect(&folder.join("run/services/echo.sock")), sidecar.pid());
+    let ours = run("mcpeg, policy, audit, guard", Pipe::connect(&folder.join("run/services/echo.sock")), sidecar.pid());
     let after = process::memory_of(sidecar.pid());
 
     println!(
@@ -89,11 +107,15 @@ fn run(name: &str, mut pipe: Pipe, pid: u32) -> Figures {
     let took = started.elapsed();
     let cpu = process::cpu_of(pid) - cpu;
     let figures = Figures::of(&mut latencies, LOAD, took, cpu);
+    print(name, &figures);
+    figures
+}
+
+fn print(name: &str, figures: &Figures) {
     println!(
         "{name:<28} {:>8.1} {:>8.1} {:>10.0} {:>10.1}",
         figures.p50, figures.p99, figures.per_second, figures.cpu_micros
     );
-    figures
 }
 
 /// From exec to the ready line.
@@ -122,5 +144,5 @@ fn millis(duration: Duration) -> f64 {
 
 const WARM_UP: usize = 2_000;
 const CALLS: usize = 20_000;
-const LOAD: usize = 200_000;
+const LOAD: usize = 1_000_000;
 const IN_FLIGHT: usize = 16;

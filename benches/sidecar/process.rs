@@ -58,17 +58,30 @@ impl Scratch {
         self.0.path().join(name)
     }
 
-    /// A configuration with one service, a secret, a template, audit and the admin socket.
-    pub fn sidecar(&self, upstream: &[String]) -> PathBuf {
+    /// A configuration with one service that has so many tools and rules for each, a secret, a template, policy, audit, the admin socket, and
+    /// the HTTP port if one is given.
+    pub fn sidecar(&self, name: &str, tools: usize, port: Option<u16>) -> PathBuf {
         use std::os::unix::fs::PermissionsExt;
-        let folder = self.path("sidecar");
+        let folder = self.path(name);
         std::fs::create_dir(&folder).expect("a folder");
-        let command = serde_json::to_string(upstream).expect("strings");
+        let command = serde_json::to_string(&upstream(tools)).expect("strings");
+        let rules: String = (1..tools)
+            .map(|number| format!("  - {{ name: tool_{number}, timeout: 20s, concurrency: 64 }}\n"))
+            .collect();
+        let echo = format!(
+            "type: mcp\ncommand: {command}\nenv: {{ TOKEN: \"${{secret.app.token}}\" }}\nallow: {{ tools: [echo, \"tool_*\"] }}\n\
+             deny: {{ tools: [\"delete_*\", \"*_admin\"] }}\ntools:\n  - {{ name: echo, timeout: 10s, concurrency: 64, rate: 1000000/s }}\n{rules}"
+        );
+        let http =
+            port.map_or_else(String::new, |port| format!("http: {{ enabled: true, port: {port}, token: {TOKEN} }}, "));
         for (name, text) in [
-            ("mcpeg.yaml", MAIN.to_owned()),
-            ("keys.yaml", "app: { token: abc }\n".to_owned()),
+            (
+                "mcpeg.yaml",
+                format!("{MAIN}transports: {{ {http}limits: {{ max_connections: 2048, max_sessions: 2048 }} }}\n"),
+            ),
+            ("keys.yaml", "app: { token: a-token-of-some-length }\n".to_owned()),
             ("app.j2", "{{ secret.app.token }}".to_owned()),
-            ("echo.yaml", format!("type: mcp\ncommand: {command}\nenv: {{ TOKEN: \"${{secret.app.token}}\" }}\n")),
+            ("echo.yaml", echo),
         ] {
             let path = folder.join(name);
             std::fs::write(&path, text).expect("a file");
@@ -76,6 +89,15 @@ impl Scratch {
         }
         folder
     }
+}
+
+/// The command of an upstream with so many tools.
+pub fn upstream(tools: usize) -> [String; 3] {
+    [myself(), "echo-upstream".to_owned(), tools.to_string()]
+}
+
+pub fn myself() -> String {
+    std::env::current_exe().expect("this program has a path").display().to_string()
 }
 
 pub fn program() -> PathBuf {
@@ -119,6 +141,9 @@ pub fn memory_of(pid: u32) -> Memory {
     };
     Memory { rss: kib("Rss:") / 1024.0, private_dirty: kib("Private_Dirty:") / 1024.0 }
 }
+
+/// What a client of the HTTP port shows.
+pub const TOKEN: &str = "a-token-for-the-port";
 
 const MAIN: &str = r#"version: "1.0"
 secrets:
