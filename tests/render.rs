@@ -91,6 +91,8 @@ fn a_secret_that_is_missing_costs_files_that_do_without_it_nothing() {
     assert_eq!(output.status.code(), Some(1));
     assert!(folder.read("run/app.conf").contains("user = alice"));
     assert!(!folder.path("run/gone.conf").exists());
+    let written = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(written.contains("run/app.conf: written") && !written.contains("gone"), "{written}");
     let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
         complaint.contains("gone.j2:1:4: secret gone: ") && complaint.contains("has no key \"gone\""),

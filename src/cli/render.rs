@@ -12,7 +12,7 @@ use crate::config::{self, Config, Sources};
 use crate::guard::{Guard, SecretRedactor};
 use crate::lifecycle::PartError;
 use crate::ports::{AuditLog, SecretReader};
-use crate::render::{Compared, RenderError, Rendered};
+use crate::render::{Compared, Rendered};
 use crate::secrets::SecretsError;
 use crate::supervisor::Supervisor;
 use crate::{render, secrets, telemetry};
@@ -46,24 +46,21 @@ pub fn render(sources: Sources, args: &RenderArgs) -> ExitCode {
             Err(error) => return failed(&format!("rendering failed: {error}")),
         };
         let code = match done {
-            Ok(Done::Written(files)) => {
-                say_written(&files, args.json);
-                ExitCode::SUCCESS
-            }
-            Ok(Done::Compared(files)) => say_compared(&files, args),
-            Err(error) => failed(&format!("rendering failed: {error}")),
+            Done::Written(files, failures) => say_written(&files, &failures, args.json),
+            Done::Compared(files) => say_compared(&files, args),
         };
         unfetched.map_or(code, |error| failed(&format!("rendering failed: {error}")))
     })
 }
 
 enum Done {
-    Written(Vec<Rendered>),
+    /// And what could not be, in words.
+    Written(Vec<Rendered>, Vec<String>),
     Compared(Vec<Compared>),
 }
 
 /// What became of the templates, and of the secrets that could not be fetched: templates that do without those are rendered.
-type Outcome = (Result<Done, RenderError>, Option<SecretsError>);
+type Outcome = (Done, Option<SecretsError>);
 
 /// The secrets are fetched once, the templates rendered once, and what is on record is flushed.
 async fn run(config: Config, args: &RenderArgs) -> Result<Outcome, PartError> {
@@ -81,25 +78,31 @@ async fn run(config: Config, args: &RenderArgs) -> Result<Outcome, PartError> {
     let supervisor = Supervisor::start(parts);
     let unfetched = secrets.fetch_all_once().await.err();
     let done = match args.once {
-        true => render::render_once(&config.templates, reader.as_ref(), audit.as_ref()).await.map(Done::Written),
-        false => Ok(Done::Compared(render::compare(&config.templates, reader.as_ref()).await)),
+        true => {
+            let (files, failures) = render::render_once(&config.templates, reader.as_ref(), audit.as_ref()).await;
+            Done::Written(files, failures)
+        }
+        false => Done::Compared(render::compare(&config.templates, reader.as_ref()).await),
     };
     supervisor.stop(config.shutdown_timeout).await;
     Ok((done, unfetched))
 }
 
-fn say_written(files: &[Rendered], as_json: bool) {
+/// Fails when anything did.
+fn say_written(files: &[Rendered], failures: &[String], as_json: bool) -> ExitCode {
     if as_json {
         let files: Vec<Value> = files
             .iter()
             .map(|file| json!({ "source": file.source, "destination": file.destination, "changed": file.changed }))
             .collect();
-        return say(&json!({ "files": files }).to_string());
+        say(&json!({ "files": files, "failures": failures }).to_string());
+    } else {
+        for file in files {
+            let how = if file.changed { "written" } else { "unchanged" };
+            say(&format!("{}: {how}", file.destination.display()));
+        }
     }
-    for file in files {
-        let how = if file.changed { "written" } else { "unchanged" };
-        say(&format!("{}: {how}", file.destination.display()));
-    }
+    if failures.is_empty() { ExitCode::SUCCESS } else { failed(&format!("rendering failed: {}", failures.join("\n"))) }
 }
 
 /// Fails when a template does, and with `--check` when a file differs.

@@ -30,12 +30,12 @@ pub struct Rendered {
     pub changed: bool,
 }
 
-/// Renders every template once and tells nobody (no hooks run). All failures are reported together; what could be written is written.
+/// Renders every template once and tells nobody (no hooks run). What could be written is written, beside the failures in words.
 pub async fn render_once(
     templates: &[TemplateSettings],
     secrets: &dyn SecretReader,
     audit: &dyn AuditLog,
-) -> Result<Vec<Rendered>, RenderError> {
+) -> (Vec<Rendered>, Vec<String>) {
     let mut rendered = Vec::with_capacity(templates.len());
     let mut failures = Vec::new();
     for unit in Unit::of_all(templates) {
@@ -49,7 +49,7 @@ pub async fn render_once(
         }
         tokio::task::yield_now().await;
     }
-    if failures.is_empty() { Ok(rendered) } else { Err(RenderError::Several(failures)) }
+    (rendered, failures)
 }
 
 async fn once(unit: &Unit, secrets: &dyn SecretReader, audit: &dyn AuditLog) -> Result<bool, RenderError> {

@@ -61,14 +61,19 @@ impl Prepared {
         &self.path
     }
 
-    /// They take effect: renamed over the old file, and the folder synced.
+    /// They take effect: renamed over the old file, and the folder synced. Where that fails they have taken effect all the same, so that whoever
+    /// reads them is told; only a loss of power may bring the old file back.
     pub fn commit(mut self) -> Result<(), RenderError> {
         let name = name_of(&self.destination)?;
         if self.keeps_last {
             self.keep_last(name)?;
         }
         self.temporary.rename_to(name).map_err(failed(&self.destination, "renaming over"))?;
-        self.temporary.folder.sync().map_err(failed(&self.destination, "syncing the folder of"))
+        if let Err(error) = self.temporary.folder.sync() {
+            let destination = self.destination.display();
+            tracing::warn!(%error, %destination, "the folder of a file that was replaced could not be synced");
+        }
+        Ok(())
     }
 
     /// From now on somebody has to be told.
