@@ -44,6 +44,17 @@ pub fn spawn(command: Command, manner: Manner) -> io::Result<Leader> {
     Ok(Leader { child, group, pidfd: watchable(group), reaped: None, foreground, _registered: registered })
 }
 
+/// Lifts this process's limit of open files to what the system lets it have: each connection and each child takes some. Children start with the
+/// limit that there was, since programs that use `select(2)` break with larger ones. To be called once, before there are children.
+pub fn lift_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let lifted = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if limit.current != limit.maximum && setrlimit(Resource::Nofile, lifted).is_ok() {
+        // Set once, here.
+        let _ = OPEN_FILES_BEFORE.set(limit.current);
+    }
+}
+
 /// How a child is started.
 #[derive(Debug, Clone, Default)]
 pub struct Manner {
@@ -78,13 +89,19 @@ impl ResourceLimits {
             of(Resource::Data, self.memory, 0),
             // At the first it is told (SIGXCPU), at the second killed.
             of(Resource::Cpu, self.cpu_seconds, 1),
-            of(Resource::Nofile, self.open_files, 0),
+            self.open_files.map_or_else(open_files_before, |files| of(Resource::Nofile, Some(files), 0)),
             of(Resource::Nproc, self.processes, 0),
         ]
         .into_iter()
         .flatten()
         .collect()
     }
+}
+
+/// What a child gets that nothing was said for.
+fn open_files_before() -> Option<(Resource, Rlimit)> {
+    let current = *OPEN_FILES_BEFORE.get()?;
+    Some((Resource::Nofile, Rlimit { current, maximum: getrlimit(Resource::Nofile).maximum }))
 }
 
 /// The user and the group that a child runs as; it gets no other groups.
@@ -350,6 +367,7 @@ fn start(mut command: Command, manner: Manner) -> io::Result<(Child, Registered)
 
 /// Callers wait for their start, so that there are at most as many as the runtime has threads.
 const MAX_WAITING: usize = 256;
+static OPEN_FILES_BEFORE: OnceLock<Option<u64>> = OnceLock::new();
 
 #[cfg(test)]
 mod tests {

@@ -291,8 +291,8 @@ pub fn share_heaps() {
     }
 }
 
-/// Gives back to the system what only the start needed: free pages of the heap, and the pages of the program's own code, of which those that are
-/// still used are read in again. A start runs much that nothing needs afterwards (arguments, YAML, schemas).
+/// Gives back to the system what only the start needed: free pages of the heap, and the pages of the program's own code and constants, of which
+/// those that are still used are read in again. A start runs much that nothing needs afterwards (relocation, arguments, YAML, schemas).
 pub fn let_go_of_start() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes the allocator's own locks, and touches only memory that nobody has.
@@ -307,16 +307,18 @@ fn let_go_of_code() {
     let Ok(program) = std::fs::read_link("/proc/self/exe") else { return };
     let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
     for (start, end) in maps.lines().filter_map(|line| code_of(line, program.to_str()?)) {
-        // SAFETY: a private, executable mapping of a file that is never written, with no relocations in it, holds what the file holds.
+        // SAFETY: a private mapping of a file that is never written, with no relocations in it, holds what the file holds.
         unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
     }
 }
 
-/// The addresses of a line of `/proc/PID/maps` (proc_pid_maps(5)), if it is code of `program`.
+/// The addresses of a line of `/proc/PID/maps` (proc_pid_maps(5)), if it is code of `program`, or the segment that its file begins with: headers,
+/// relocations, constants. What the loader has written to before it made it read-only lies elsewhere, and holds more than its file.
 fn code_of(line: &str, program: &str) -> Option<(usize, usize)> {
     let mut fields = line.split_ascii_whitespace();
-    let (range, modes) = (fields.next()?, fields.next()?);
-    if modes != "r-xp" || fields.nth(3)? != program {
+    let (range, modes, offset) = (fields.next()?, fields.next()?, fields.next()?);
+    let is_first = modes == "r--p" && u64::from_str_radix(offset, 16) == Ok(0);
+    if !(modes == "r-xp" || is_first) || fields.nth(2)? != program {
         return None;
     }
     let (start, end) = range.split_once('-')?;
@@ -350,6 +352,9 @@ mod tests {
         assert_eq!(code_of(line, "/usr/bin/mcpeg"), Some((0x55d0_c0a0_0000, 0x55d0_c120_0000)));
         assert_eq!(code_of(line, "/usr/bin/other"), None);
         assert_eq!(code_of(&line.replace("r-xp", "r--p"), "/usr/bin/mcpeg"), None);
+        let first = line.replace("r-xp 00400000", "r--p 00000000");
+        assert!(code_of(&first, "/usr/bin/mcpeg").is_some());
+        assert_eq!(code_of(&first.replace("r--p", "rw-p"), "/usr/bin/mcpeg"), None);
         // What runs goes on.
         let_go_of_code();
     }

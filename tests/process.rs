@@ -461,3 +461,23 @@ while :; do sleep 0.1; done
     assert!(passed.contains("the key is [REDACTED") && !passed.contains(OLD), "{passed}");
     assert!(sidecar.stderr().contains("an error with Bearer [REDACTED") && !sidecar.stderr().contains(OLD));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_may_be_open_up_to_the_hard_limit_and_the_program_has_the_limit_that_there_was() {
+    let folder = folder("", "ulimit -n > \"$HERE/limit\"; echo > \"$HERE/done\"; sleep 60");
+    let mut mcpeg = std::process::Command::new("sh")
+        .args(["-c", "ulimit -Sn 200; ulimit -Hn 4000; exec \"$@\"", "sh", PROGRAM, "run", "--config"])
+        .arg(folder.path("mcpeg.yaml"))
+        .stdout(std::process::Stdio::null())
+        .stderr(fs::File::create(folder.path("stderr.log")).unwrap())
+        .spawn()
+        .unwrap();
+    eventually(Duration::from_secs(15), "the program runs", async || folder.path("done").exists().then_some(())).await;
+    let limits = fs::read_to_string(format!("/proc/{}/limits", mcpeg.id())).unwrap();
+    signal_process(mcpeg.id(), libc::SIGTERM);
+    mcpeg.wait().unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let files: Vec<&str> = files.split_whitespace().collect();
+    assert_eq!(files[3..5], ["4000", "4000"]);
+    assert_eq!(folder.read("limit").trim(), "200");
+}

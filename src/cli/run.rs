@@ -1,15 +1,19 @@
 //! `mcpeg run`: parse, build, run, drain. Signals arrive here: what they mean is decided here, and what is meant for the supervised process is
 //! passed on. Its end for good is an end of everything, with its exit code.
 
+use std::pin::pin;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{debug, error, info};
 
 use super::{bad_configuration, block_on, complain, failed, say, take_variables};
 use crate::app::{self, App};
+use crate::child;
 use crate::config::{self, Config, Sources};
 use crate::lifecycle::Stage;
 use crate::memory;
@@ -33,6 +37,7 @@ pub fn run(mut sources: Sources, args: RunArgs) -> ExitCode {
     };
     take_variables(&config);
     memory::share_heaps();
+    child::lift_open_files();
     block_on(WORKERS, serve(config, sources))
 }
 
@@ -52,6 +57,8 @@ async fn serve(config: Config, sources: Sources) -> ExitCode {
     let _ = readiness.set(supervisor.readiness());
 
     let mut announced = false;
+    let mut is_settled = false;
+    let mut settled = pin!(tokio::time::sleep(SETTLING));
     let mut reloads = JoinSet::new();
     let ending = loop {
         let every_part = supervisor.readiness();
@@ -59,6 +66,12 @@ async fn serve(config: Config, sources: Sources) -> ExitCode {
             reasons = all_ready(every_part), if !announced => {
                 announced = true;
                 announce(&listening, &reasons, stdio, is_short_form);
+                memory::let_go_of_start();
+                settled.as_mut().reset(Instant::now() + SETTLING);
+            }
+            // Once more, for what followed: the first answers, files and exports.
+            () = &mut settled, if announced && !is_settled => {
+                is_settled = true;
                 memory::let_go_of_start();
             }
             code = process.ended() => break Ending::Process(code),
@@ -224,3 +237,4 @@ impl Signals {
 const WORKERS: usize = 2;
 /// One under way and one that sees what changed since; more signals than that say nothing new.
 const MAX_RELOADS: usize = 2;
+const SETTLING: Duration = Duration::from_secs(5);
