@@ -2,8 +2,8 @@
 //!
 //! Both are given the same server through a counting proxy, the same login, the same secrets and templates. `cargo bench --bench secrets -- soak`
 //! rotates a secret every second for five minutes (or as many seconds as are given) and looks at what that leaves; `-- short`
-//! waits a tenth as long everywhere, to see that the benchmark itself works; `-- render` measures files and a supervised program. Linux only: it reads
-//! /proc, and looks into memory, for which a release build wants root.
+//! waits a tenth as long everywhere, to see that the benchmark itself works; `-- idle` is the part about memory alone; `-- render` measures files and a
+//! supervised program. Linux only: it reads /proc, and looks into memory, for which a release build wants root.
 
 // A benchmark that meets anything unexpected should stop there, and it prints because that is what it is for.
 #![allow(
@@ -99,11 +99,12 @@ async fn wait(seconds: u64) {
 type Row = (&'static str, String);
 
 async fn measure() {
+    let only_idle = std::env::args().any(|arg| arg == "idle");
     let mut columns = Vec::new();
     for contender in [Contender::Agent, Contender::Mcpeg] {
         eprintln!("measuring {}", contender.name());
         let mut rows = Vec::new();
-        for part in 0..5 {
+        for part in if only_idle { 1..2 } else { 0..5 } {
             let measured = match part {
                 0 => starts(contender).await,
                 1 => idle(contender).await,
@@ -161,14 +162,21 @@ async fn idle(contender: Contender) -> Vec<Row> {
     all_files(&running, SECRETS).await;
     let burst = format!("{} requests, {} connections", place.proxy.requests(), place.proxy.connections());
     wait(10).await;
-    let memory = process::memory_of(running.pid());
+    let idle = memory_in_words(running.pid());
+    drop(running);
+    let running = contender.start(&place.task(SECRETS, "1s"));
+    all_files(&running, SECRETS).await;
+    wait(30).await;
     vec![
         ("start burst, 50 secrets", burst),
-        (
-            "idle memory, 50 templates: RSS / private dirty",
-            format!("{:.1} / {:.1} MiB", memory.rss, memory.private_dirty),
-        ),
+        ("idle memory, 50 templates: RSS / private dirty", idle),
+        ("the same while it looks every second, after 30 s", memory_in_words(running.pid())),
     ]
+}
+
+fn memory_in_words(pid: u32) -> String {
+    let memory = process::memory_of(pid);
+    format!("{:.1} / {:.1} MiB", memory.rss, memory.private_dirty)
 }
 
 async fn fresh(contender: Contender) -> Vec<Row> {

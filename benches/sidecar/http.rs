@@ -9,12 +9,13 @@ use crate::client;
 pub struct Http {
     reader: BufReader<TcpStream>,
     port: u16,
+    path: &'static str,
     session: Option<String>,
 }
 
 impl Http {
     /// Tries until somebody listens, for as long as a package manager's program may take to start.
-    pub fn connect(port: u16, session: Option<String>) -> Self {
+    pub fn connect(port: u16, path: &'static str, session: Option<String>) -> Self {
         let started = Instant::now();
         let stream = loop {
             match TcpStream::connect(("127.0.0.1", port)) {
@@ -25,7 +26,7 @@ impl Http {
         };
         stream.set_nodelay(true).expect("an option of TCP");
         stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout");
-        Self { reader: BufReader::new(stream), port, session }
+        Self { reader: BufReader::new(stream), port, path, session }
     }
 
     /// Begins a session and gives what names it.
@@ -36,8 +37,9 @@ impl Http {
         self.session.clone()
     }
 
-    pub fn calls(&mut self, calls: usize) -> Vec<Duration> {
-        (1..=calls)
+    /// With ids from `first` on, which no other connection of the session uses.
+    pub fn calls(&mut self, first: usize, calls: usize) -> Vec<Duration> {
+        (first..first + calls)
             .map(|id| {
                 let body = client::request(id);
                 let started = Instant::now();
@@ -52,8 +54,9 @@ impl Http {
         let session =
             self.session.as_ref().map_or_else(String::new, |session| format!("Mcp-Session-Id: {session}\r\n"));
         let head = format!(
-            "POST /mcp HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\n\
+            "POST {} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\n\
              Accept: application/json, text/event-stream\r\nMCP-Protocol-Version: 2025-06-18\r\n{session}Content-Length: {}\r\n\r\n",
+            self.path,
             self.port,
             crate::process::TOKEN,
             body.len()

@@ -68,6 +68,8 @@ fn measure(scratch: &Scratch) {
     };
     let folder = scratch.sidecar("sidecar", 1, None);
     let sidecar = process::start_sidecar(&folder);
+    // What followed the start is given back after five seconds.
+    std::thread::park_timeout(Duration::from_secs(8));
     let idle = process::memory_of(sidecar.pid());
     let ours = run("mcpeg, policy, audit, guard", Pipe::connect(&folder.join("run/services/echo.sock")), sidecar.pid());
     let after = process::memory_of(sidecar.pid());

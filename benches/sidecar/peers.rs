@@ -12,7 +12,7 @@ pub fn measure(scratch: &Scratch) {
     println!("\nover HTTP:");
     let port = free_port();
     let sidecar = process::start_sidecar(&scratch.sidecar("over-http", 1, Some(port)));
-    run("mcpeg, policy, audit, guard", port, sidecar.pid());
+    run("mcpeg, policy, audit, guard", port, "/mcp/echo", sidecar.pid());
     drop(sidecar);
     let [program, mode, tools] = process::upstream(1);
     let command = format!("{program} {mode} {tools}");
@@ -32,20 +32,20 @@ fn peer(scratch: &Scratch, name: &str, args: &[&str], port: &str) {
     };
     let program = program.to_str().expect("a UTF-8 path").to_owned();
     let running = Proc::start(&program, args, Some(&scratch.path(name)));
-    run(name, port.parse().expect("a number"), running.pid());
+    run(name, port.parse().expect("a number"), "/mcp", running.pid());
 }
 
-fn run(name: &str, port: u16, pid: u32) {
-    let mut first = Http::connect(port, None);
+fn run(name: &str, port: u16, path: &'static str, pid: u32) {
+    let mut first = Http::connect(port, path, None);
     let idle = process::memory_of(pid);
     let session = first.handshake();
-    first.calls(WARM_UP);
-    let mut latencies = first.calls(CALLS);
+    first.calls(1, WARM_UP);
+    let mut latencies = first.calls(1 + WARM_UP, CALLS);
     let (cpu, started) = (process::cpu_of(pid), Instant::now());
     std::thread::scope(|scope| {
-        for _ in 0..IN_FLIGHT {
+        for number in 1..=IN_FLIGHT {
             let session = session.clone();
-            scope.spawn(move || Http::connect(port, session).calls(CALLS / IN_FLIGHT));
+            scope.spawn(move || Http::connect(port, path, session).calls(number * CALLS * 2, CALLS / IN_FLIGHT));
         }
     });
     let (took, cpu) = (started.elapsed(), process::cpu_of(pid) - cpu);
