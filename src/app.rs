@@ -12,7 +12,7 @@ use crate::config::{Config, LockMemory, Sources};
 use crate::guard::{Guard, SecretRedactor};
 use crate::lifecycle::{Part, PartError, Readiness, ReadyState, Stage};
 use crate::mcp::{self, Identity, McpHandle};
-use crate::memory::{self, Protection};
+use crate::memory::{self, Protection, Room};
 use crate::output::Shipping;
 use crate::ports::{AuditEvent, AuditLog, Outcome, StatusReport};
 use crate::process::{self, ProcessHandle};
@@ -97,6 +97,7 @@ fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<Domains, Part
     parts.extend(more);
     telemetry.install_logging()?;
     protect_memory(config.lock_memory)?;
+    memory::set_limit(config.memory_limit);
     let audit: Arc<dyn AuditLog> = Arc::new(telemetry.clone());
     let meter = telemetry.meter();
 
@@ -106,7 +107,8 @@ fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<Domains, Part
     let reader = Arc::new(secrets.clone());
     telemetry.attach_secrets(reader.clone());
 
-    let storage = storage::build(config.storage.clone(), &meter);
+    let (storage, part) = storage::build(config.storage.clone(), reader.clone(), &meter)?;
+    parts.push(part);
 
     let (serve, part) = serve::build(config.serve.clone(), reader.clone(), audit.clone(), &meter)?;
     parts.push(part);
@@ -127,6 +129,7 @@ fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<Domains, Part
         meter: meter.clone(),
         shipping: shipping.clone(),
         cache: Arc::new(storage.clone()),
+        state: storage.state(),
         local: Arc::new(services.clone()),
         identity: Identity { name: config.name.clone(), version: env!("CARGO_PKG_VERSION").to_owned() },
     };
@@ -217,10 +220,29 @@ impl StatusReport for MemoryReport {
             LockMemory::Require => ConditionState::Failed,
             _ => ConditionState::Degraded,
         };
-        vec![Condition { component: "memory".to_owned(), state, message: protection.as_str().to_owned() }]
+        let mut conditions =
+            vec![Condition { component: "memory".to_owned(), state, message: protection.as_str().to_owned() }];
+        if let Some(limit) = memory::limit() {
+            let (live, limit) = (memory::live_bytes() >> 20, limit >> 20);
+            let (state, message) = match memory::room() {
+                Room::Enough => (ConditionState::Ok, String::new()),
+                Room::Little => {
+                    (ConditionState::Ok, format!("{live} of {limit} MB are in use: caches give theirs back"))
+                }
+                Room::None => {
+                    (ConditionState::Degraded, format!("the {limit} MB are in use: new sessions are refused"))
+                }
+            };
+            conditions.push(Condition { component: "memory/limit".to_owned(), state, message });
+        }
+        conditions
     }
 
     fn detail(&self) -> serde_json::Value {
-        serde_json::json!({ "secrets": memory::protection().as_str() })
+        serde_json::json!({
+            "secrets": memory::protection().as_str(),
+            "live_bytes": memory::live_bytes(),
+            "limit_bytes": memory::limit(),
+        })
     }
 }

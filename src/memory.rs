@@ -2,7 +2,8 @@
 //!
 //! Owns five things:
 //! - `WipingAllocator`, the global allocator: every heap block is overwritten with zeros before it goes back to libc, also when a
-//!   `Vec` grows. A secret that passed through a JSON body or a TLS buffer is gone as soon as that buffer is freed.
+//!   `Vec` grows. A secret that passed through a JSON body or a TLS buffer is gone as soon as that buffer is freed. It counts the bytes that
+//!   are allocated (`live_bytes`), and knows what they may be (`room`).
 //! - `LockedBytes`, slices of a locked arena: pages from `memfd_secret(2)` where the kernel has it (not readable through
 //!   `/proc/PID/mem`, even by root), else anonymous pages with `mlock(2)` and `MADV_DONTDUMP`. A slice is wiped when it is dropped.
 //! - `wipe_variable`, which overwrites the value of an environment variable in the block that `/proc/PID/environ` shows;
@@ -15,7 +16,9 @@
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicIsize, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use zeroize::Zeroize;
@@ -36,19 +39,94 @@ impl Default for WipingAllocator {
     }
 }
 
-// SAFETY: every call is passed unchanged to an allocator that upholds the contract.
+// SAFETY: every call is passed unchanged to an allocator that upholds the contract; counting touches no block.
 unsafe impl GlobalAlloc for WipingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        unsafe { self.0.alloc(layout) }
+        let block = unsafe { self.0.alloc(layout) };
+        if !block.is_null() {
+            count(layout.size() as isize);
+        }
+        block
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        count(-(layout.size() as isize));
         unsafe { self.0.dealloc(block, layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        unsafe { self.0.alloc_zeroed(layout) }
+        let block = unsafe { self.0.alloc_zeroed(layout) };
+        if !block.is_null() {
+            count(layout.size() as isize);
+        }
+        block
     }
+}
+
+/// Bytes that were allocated and not freed, as the program asked for them; 0 where another allocator is in use.
+pub fn live_bytes() -> u64 {
+    // Each counter alone may be below zero: what one thread allocates another may free.
+    let sum: isize = LIVE.iter().map(|counter| counter.0.load(Ordering::Relaxed)).fold(0, isize::wrapping_add);
+    u64::try_from(sum).unwrap_or(0)
+}
+
+/// Says how many live bytes there may be; `None`: as many as the system gives.
+pub fn set_limit(bytes: Option<u64>) {
+    LIMIT.store(bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
+}
+
+pub fn limit() -> Option<u64> {
+    Some(LIMIT.load(Ordering::Relaxed)).filter(|limit| *limit != u64::MAX)
+}
+
+/// How the live bytes stand to the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Room {
+    Enough,
+    /// Three quarters are taken: what can be had again is given back.
+    Little,
+    /// There may be nothing new.
+    None,
+}
+
+pub fn room() -> Room {
+    match limit() {
+        Some(limit) => room_of(live_bytes(), limit),
+        None => Room::Enough,
+    }
+}
+
+fn room_of(live: u64, limit: u64) -> Room {
+    match live {
+        live if live >= limit => Room::None,
+        live if live >= limit / 4 * 3 => Room::Little,
+        _ => Room::Enough,
+    }
+}
+
+fn count(bytes: isize) {
+    // A thread that ends has no counter of its own any more.
+    let mine = MINE.try_with(|mine| {
+        if mine.get() == usize::MAX {
+            mine.set(NEXT.fetch_add(1, Ordering::Relaxed) % COUNTERS);
+        }
+        mine.get()
+    });
+    LIVE[mine.unwrap_or(0)].0.fetch_add(bytes, Ordering::Relaxed);
+}
+
+/// In a line of the processor's cache of its own, so that threads do not wait for each other.
+#[repr(align(64))]
+struct Counter(AtomicIsize);
+
+static LIVE: [Counter; COUNTERS] = [const { Counter(AtomicIsize::new(0)) }; COUNTERS];
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
+const COUNTERS: usize = 8;
+
+thread_local! {
+    // Neither made nor ended by code, so it may be used while memory is allocated.
+    static MINE: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
 /// Bytes in the locked arena, wiped when dropped.
@@ -357,6 +435,23 @@ mod tests {
         assert_eq!(code_of(&first.replace("r--p", "rw-p"), "/usr/bin/mcpeg"), None);
         // What runs goes on.
         let_go_of_code();
+    }
+
+    #[test]
+    fn what_is_allocated_is_counted_whoever_frees_it() {
+        let before: isize = LIVE.iter().map(|counter| counter.0.load(Ordering::Relaxed)).sum();
+        let layout = Layout::from_size_align(1 << 20, 8).unwrap();
+        // SAFETY: the block is used by nobody and freed once, with the layout that it has.
+        let block = unsafe { WipingAllocator::new().alloc(layout) } as usize;
+        let between: isize = LIVE.iter().map(|counter| counter.0.load(Ordering::Relaxed)).sum();
+        assert_eq!(between - before, 1 << 20);
+        std::thread::spawn(move || unsafe { WipingAllocator::new().dealloc(block as *mut u8, layout) }).join().unwrap();
+        let after: isize = LIVE.iter().map(|counter| counter.0.load(Ordering::Relaxed)).sum();
+        assert_eq!(after, before);
+        assert_eq!(
+            [74, 75, 99, 100].map(|live| room_of(live, 100)),
+            [Room::Enough, Room::Little, Room::Little, Room::None]
+        );
     }
 
     #[test]

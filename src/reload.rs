@@ -27,6 +27,7 @@ use crate::config::{self, Config, Sources};
 use crate::guard::SecretRedactor;
 use crate::lifecycle::{PartError, Shutdown};
 use crate::mcp::McpHandle;
+use crate::memory;
 use crate::ports::{
     AuditEvent, AuditLog, Condition, ConditionState, Outcome, Reload, ReloadOutcome, SecretReader, StatusReport,
 };
@@ -229,7 +230,7 @@ impl Reloader {
         let mcp = domains.mcp.stage(new.mcp.clone()).map_err(|error| error.to_string())?;
         let redactor = domains.redactor.stage(&new.redaction).map_err(|error| error.to_string())?;
         let process = domains.process.stage(new.process.clone()).map_err(|error| error.to_string())?;
-        let storage = domains.storage.stage(new.storage.clone());
+        let storage = domains.storage.stage(new.storage.clone()).map_err(|error| error.to_string())?;
         let admin = match self.admin.get() {
             Some(admin) => Some(admin.stage(new.admin.clone()).map_err(|error| error.to_string())?),
             None => None,
@@ -249,6 +250,7 @@ impl Reloader {
         if let Some(admin) = admin {
             admin.commit();
         }
+        memory::set_limit(new.memory_limit);
         *lock(&self.current) = new;
         Ok(())
     }
@@ -361,6 +363,7 @@ fn changes(old: &Config, new: &Config) -> Vec<String> {
         ("telemetry.resource", old.telemetry.resource != new.telemetry.resource),
         ("telemetry.traces", old.telemetry.traces != new.telemetry.traces),
         ("telemetry.metrics", old.telemetry.metrics != new.telemetry.metrics),
+        ("global.memory_limit_mb", old.memory_limit != new.memory_limit),
         ("global.log", old.telemetry.log != new.telemetry.log),
         ("audit", old.telemetry.audit != new.telemetry.audit),
         ("admin", old.admin != new.admin),

@@ -40,6 +40,7 @@ mod serve;
 mod services;
 mod sources;
 mod spool;
+mod storage;
 mod stress;
 mod support;
 mod swap;

@@ -64,6 +64,8 @@ pub struct Config {
     pub telemetry: TelemetrySettings,
     pub admin: AdminSettings,
     pub lock_memory: LockMemory,
+    /// Of live bytes. `None`: as many as the system gives.
+    pub memory_limit: Option<u64>,
     /// What is taken out of telemetry besides the live secrets.
     pub redaction: crate::guard::Settings,
     /// What it was read from: the main file first, then overlay and service files.
@@ -121,8 +123,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     let mut raw: RawConfig = read_raw(&tree, problems)?;
 
     let mut check = Check { tree: &tree, problems };
-    let storage = check::operation::storage(&raw.storage, &mut check);
-    check.unavailable_if(raw.global.memory_limit_mb.is_some(), &["global", "memory_limit_mb"]);
+    let storage = check::storage::storage(&mut raw.storage, folder, &mut check);
     let lock_memory = check::operation::security(&raw.security, &mut check);
     let leak_guard = check::operation::leak_guard(&raw.security);
     let redaction = check::operation::redaction(raw.security.redaction, &mut check);
@@ -165,6 +166,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
         telemetry,
         admin,
         lock_memory,
+        memory_limit: raw.global.memory_limit_mb.map(|limit| limit.saturating_mul(1 << 20)),
         redaction,
         files,
     })

@@ -201,18 +201,47 @@ fn duplicate_keys_are_found_with_both_places() {
 fn what_later_versions_serve_is_refused_by_name() {
     let found = problems_of(
         r#"version: "1.0"
-global: { memory_limit_mb: 512 }
-storage: { runtime: { type: sqlite }, cache: { type: redis } }
 security: { sandbox: true }
 "#,
     );
-    for name in
-        ["`global.memory_limit_mb` is", "`storage.runtime.type` is", "`storage.cache.type` is", "`security.sandbox` is"]
-    {
-        let said = found.iter().any(|line| line.contains(name) && line.contains("not available in this version"));
-        assert!(said, "{name}: {found:#?}");
+    let said = |line: &String| line.contains("`security.sandbox` is not available in this version");
+    assert!(found.len() == 1 && found.iter().all(said), "{found:#?}");
+}
+
+#[test]
+fn each_store_takes_its_own_keys_and_what_leaves_the_process_has_to_be_sealed() {
+    let found = problems_of(
+        r#"version: "1.0"
+storage:
+  runtime: { type: redis, url: "redis://user:pass@127.0.0.1/0" }
+  cache: { type: sqlite, url: "redis://127.0.0.1/0" }
+"#,
+    );
+    for words in ["3:32: user and password do not stand", "4:31: `url` does not belong", "4:10: `key` is missing"] {
+        assert!(found.iter().any(|line| line.contains(words)), "{words}: {found:#?}");
     }
-    assert_eq!(found.len(), 4);
+    assert!(!found.iter().any(|line| line.contains("pass@")), "{found:#?}");
+    for (text, words) in [
+        ("runtime: { type: postgres }", "`url` is missing, such as `postgres://"),
+        ("runtime: { type: postgres, url: 'redis://127.0.0.1' }", "expected an address such as `postgres://"),
+        ("runtime: { type: redis, url: 'redis://127.0.0.1/x' }", "a database of Redis is a number"),
+        ("runtime: { type: sqlite, persistence: true }", "the other kinds always last"),
+        ("runtime: { type: memory, snapshot_interval: 10ms }", "one second at least"),
+        ("cache: { type: memory, key: x }", "`key` does not belong"),
+    ] {
+        let found = problems_of(&format!("version: \"1.0\"\nstorage: {{ {text} }}\n"));
+        assert!(found.iter().any(|line| line.contains(words)), "{words}: {found:#?}");
+    }
+    let text = r#"version: "1.0"
+storage:
+  runtime: { type: postgres, url: "postgres://db.example/x", password: p }
+  cache: { type: redis, url: "rediss://cache.example:7000/3", key: 0123456789abcdef, namespace: team }
+"#;
+    let storage = Folder::with(&[("mcpeg.yaml", text)]).load().unwrap().storage;
+    let crate::storage::settings::RuntimeKind::Postgres(server) = storage.runtime.kind else { panic!() };
+    assert!(server.encrypted && server.port == 5432 && server.database == "x" && server.namespace == "mcpeg");
+    let crate::storage::settings::CacheKind::Redis { server, .. } = storage.cache.kind else { panic!() };
+    assert!(server.encrypted && server.port == 7000 && server.database == "3" && server.namespace == "team");
 }
 
 #[test]
@@ -244,12 +273,12 @@ fn what_would_have_no_effect_is_refused() {
     let folder = Folder::with(&[
         (
             "mcpeg.yaml",
-            "version: \"1.0\"\nstorage: { runtime: { type: memory, path: a } }\nservices: { a: { config_file: a.yaml } }\n",
+            "version: \"1.0\"\nstorage: { runtime: { type: memory, url: a } }\nservices: { a: { config_file: a.yaml } }\n",
         ),
         ("a.yaml", "type: mcp\ncommand: [cat]\ntls: { ca_file: b }\ntimeout: 0s\ndriver: mysql\n"),
     ]);
     let found = folder.problems(&folder.sources()).join("\n");
-    for words in ["`storage.runtime.path` is not", "`tls` belongs to", "expected a duration", "`driver` is not"] {
+    for words in ["`url` does not belong", "`tls` belongs to", "expected a duration", "`driver` is not"] {
         assert!(found.contains(words), "{words}: {found}");
     }
 }

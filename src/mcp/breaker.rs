@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::remembered::{Kept, millis};
 use super::settings::policy::BreakerSettings;
 
 pub struct Breaker {
@@ -21,6 +22,8 @@ struct Inner {
     phase: Phase,
     /// In a row.
     failures: u32,
+    /// When it last opened or closed, in milliseconds since the epoch; 0: never.
+    changed: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +72,7 @@ pub struct Probe(Arc<Breaker>);
 
 impl Breaker {
     pub fn new(settings: BreakerSettings) -> Self {
-        Self { settings, inner: Mutex::new(Inner { phase: Phase::Closed, failures: 0 }) }
+        Self { settings, inner: Mutex::new(Inner { phase: Phase::Closed, failures: 0, changed: 0 }) }
     }
 
     /// `may_probe`: the request has an end that says something, soon.
@@ -102,7 +105,7 @@ impl Breaker {
             }
             Phase::HalfOpen => {}
         }
-        *inner = Inner { phase: Phase::Closed, failures: 0 };
+        *inner = Inner { phase: Phase::Closed, failures: 0, changed: millis() };
         Some(Change { state: State::Closed, failures: 0 })
     }
 
@@ -119,6 +122,7 @@ impl Breaker {
             return None;
         }
         inner.phase = Phase::Open { until: Instant::now() + self.settings.reset_timeout };
+        inner.changed = millis();
         Some(Change { state: State::Open, failures: inner.failures })
     }
 
@@ -138,6 +142,37 @@ impl Breaker {
             Phase::Open { until } => (State::Open, until.saturating_duration_since(Instant::now())),
         };
         (state, inner.failures, wait)
+    }
+
+    /// As it is to be kept. Who finds out is nobody else's: half-open is open until now.
+    pub fn kept(&self) -> Kept {
+        let inner = self.inner();
+        let wait = match inner.phase {
+            Phase::Open { until } => until.saturating_duration_since(Instant::now()),
+            Phase::Closed | Phase::HalfOpen => Duration::ZERO,
+        };
+        let open = inner.phase != Phase::Closed;
+        // Counted from when it opened, so that it is the same whenever it is asked for.
+        let until = if open && !wait.is_zero() {
+            inner.changed.saturating_add(u64::try_from(self.settings.reset_timeout.as_millis()).unwrap_or(u64::MAX))
+        } else {
+            inner.changed
+        };
+        Kept { open, failures: if open { inner.failures } else { 0 }, until, changed: inner.changed }
+    }
+
+    /// Takes over what another process has found out later. Whether that is another state.
+    pub fn take_over(&self, kept: &Kept) -> bool {
+        let mut inner = self.inner();
+        if kept.changed <= inner.changed || inner.phase == Phase::HalfOpen {
+            return false;
+        }
+        let before = inner.phase != Phase::Closed;
+        let wait = Duration::from_millis(kept.until.saturating_sub(millis())).min(self.settings.reset_timeout);
+        inner.phase = if kept.open { Phase::Open { until: Instant::now() + wait } } else { Phase::Closed };
+        inner.failures = kept.failures;
+        inner.changed = kept.changed;
+        before != kept.open
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -222,6 +257,28 @@ mod tests {
         let Admission::Probe(probe, _) = breaker.admit(true) else { panic!("no probe") };
         drop(probe);
         assert!(matches!(breaker.admit(true), Admission::Probe(..)));
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_of_one_is_taken_over_by_another_and_the_later_word_counts() {
+        let (one, other) = (breaker(), breaker());
+        assert_eq!(one.kept().changed, 0);
+        open(&one);
+        let kept = one.kept();
+        assert!(kept.open && kept.failures == 3 && kept.until == kept.changed + 60_000, "{kept:?}");
+        assert!(other.take_over(&kept));
+        assert!(!other.take_over(&kept), "it has it already");
+        let (state, failures, wait) = other.state();
+        assert!(state == State::Open && failures == 3 && wait > Duration::from_secs(50), "{wait:?}");
+        assert_eq!(other.kept(), kept);
+        let later = Kept { open: false, failures: 0, changed: kept.changed + 1, until: kept.changed + 1 };
+        assert!(other.take_over(&later));
+        assert!(!other.take_over(&kept), "it is older");
+        assert!(matches!(other.admit(true), Admission::Pass));
+        // One of long ago is tried at once.
+        let old = Kept { changed: kept.changed + 2, until: 7, ..kept };
+        assert!(other.take_over(&old));
+        assert!(matches!(other.admit(true), Admission::Probe(..)));
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! A key is a digest of everything that the answer depends on: the parameters (spaces and the order of members aside), who asks, unless
 //! the answer is public, the settings and the versions of the secrets that the service is given, and how often the server said that
 //! something has changed. So what must not be found any more is not found, and is forgotten besides. What is kept is the upstream's own
-//! result, as it came: rules are applied when it is given out.
+//! result, as it came: rules are applied when it is given out. In a cache that outlives the process a keyed digest of the service's settings and
+//! secrets stands in the place of versions, so that all processes with the same ones find the same answers.
 //!
 //! Invariant: two requests that a server could tell apart have different keys.
 
@@ -22,6 +23,7 @@ use bytes::Bytes;
 use ring::digest::{Context, SHA256};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use zeroize::Zeroizing;
 
 use super::call::Peer;
 use super::message::{Field, Request};
@@ -47,6 +49,8 @@ pub struct Keys {
     pub public: String,
     /// What the configuration says.
     rule: Option<CacheRule>,
+    /// The group, and how often it had changed.
+    seen: (&'static str, u64),
 }
 
 /// How long an answer may be kept, and for whom.
@@ -56,8 +60,19 @@ pub struct Keep {
     pub public: bool,
 }
 
+/// By what those know one another who may find the same answers.
+pub enum Common {
+    /// By nothing: they are of one process, which has a mark and counts versions.
+    Process,
+    /// By what their services are given, so that versions mean the same to all.
+    Shared([u8; 32]),
+    /// It is not known now, so nothing is found and nothing kept.
+    Unknown,
+}
+
 /// What an answer depends on besides the request.
 pub struct Around<'a> {
+    pub common: Common,
     pub service: &'a str,
     pub peer: Peer,
     /// The protocol that a legacy session has agreed on.
@@ -120,10 +135,16 @@ impl Answers {
         for text in [around.service, group, &request.method, around.version.unwrap_or_default()] {
             add(&mut common, text);
         }
-        for number in [self.mark, around.revision, around.changes.of(group)] {
-            common.update(&number.to_be_bytes());
+        match &around.common {
+            Common::Unknown => return None,
+            Common::Shared(digest) => common.update(digest),
+            Common::Process => {
+                for number in [self.mark, around.revision, around.changes.of(group)] {
+                    common.update(&number.to_be_bytes());
+                }
+                around.secrets.iter().for_each(|version| add(&mut common, version));
+            }
         }
-        around.secrets.iter().for_each(|version| add(&mut common, version));
         add_params(&mut common, params.unwrap_or("{}"))?;
         let name = |asker: &str| {
             let mut digest = common.clone();
@@ -140,7 +161,16 @@ impl Answers {
             (None, Some(_)) => "tcp".to_owned(),
             (None, None) => "other".to_owned(),
         };
-        Some(Keys { own: name(&own), public: name("public"), rule })
+        let seen = (group, around.changes.of(group));
+        Some(Keys { own: name(&own), public: name("public"), rule, seen })
+    }
+
+    /// `stamp` is what the service is given: its settings, and its secrets.
+    pub fn common(&self, stamp: impl FnOnce() -> Option<Zeroizing<Vec<u8>>>) -> Common {
+        if !self.kept.outlives() {
+            return Common::Process;
+        }
+        stamp().and_then(|stamp| self.kept.digest(&stamp)).map_or(Common::Unknown, Common::Shared)
     }
 
     /// What is kept for the keys, with its age.
@@ -161,7 +191,12 @@ impl Answers {
         self.kept.clear(&format!("{}{group}/", prefix(service)))
     }
 
+    /// Forgets what was answered under other settings or with other secrets. Where answers outlive the process and others may use them, they are
+    /// not found by whoever has other ones, and end by themselves.
     pub fn forget_all(&self, service: &str) -> CacheFuture<()> {
+        if self.kept.outlives() {
+            return Box::pin(std::future::ready(()));
+        }
         self.kept.clear(&prefix(service))
     }
 
@@ -172,6 +207,11 @@ impl Answers {
 }
 
 impl Keys {
+    /// The server has said since that such answers are not what they were.
+    pub fn is_void(&self, changes: &Changes) -> bool {
+        changes.of(self.seen.0) != self.seen.1
+    }
+
     /// Whether a result may be kept.
     pub fn allow(&self, result: &str, is_modern: bool) -> Option<Keep> {
         let Members(members) = serde_json::from_str(result).ok()?;

@@ -16,7 +16,7 @@ fn keys_of(line: &str, around: &Around<'_>, mark: u64) -> Option<Keys> {
 }
 
 fn around<'a>(uid: u32, secrets: &'a [String], changes: &'a Changes) -> Around<'a> {
-    Around { service: "s", peer: peer(uid), version: None, revision: 0, secrets, changes }
+    Around { common: Common::Process, service: "s", peer: peer(uid), version: None, revision: 0, secrets, changes }
 }
 
 fn call(params: &str) -> String {
@@ -79,7 +79,7 @@ fn who_asks_settings_secrets_and_changes_are_part_of_a_key() {
 
 #[test]
 fn only_whole_answers_are_kept_and_only_for_those_who_may_have_them() {
-    let keys = |rule| Keys { own: String::new(), public: String::new(), rule };
+    let keys = |rule| Keys { own: String::new(), public: String::new(), rule, seen: ("tools", 0) };
     let minute = Duration::from_secs(60);
     let allows = |rule: Option<bool>, result: &str| {
         keys(rule.map(|public| CacheRule { ttl: minute, public })).allow(result, true)

@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 use super::settings::{ServiceSettings, UpstreamSettings};
 use crate::ports::{Hold, SecretReader, SecretUnavailable};
 use crate::secret::{ResolveError, Secret, SecretText};
@@ -57,16 +59,43 @@ pub fn versions(settings: &ServiceSettings, secrets: &dyn SecretReader) -> Vec<S
     items(settings).iter().filter_map(version).collect()
 }
 
+/// All that an upstream is told by the settings and the secrets: whoever has the same would get the same answers. `None`: a secret is not there.
+pub fn stamp(settings: &ServiceSettings, secrets: &dyn SecretReader) -> Option<Zeroizing<Vec<u8>>> {
+    let mut stamp = Zeroizing::new(format!("{:?}", settings.upstream).into_bytes());
+    let mut add = |value: &[u8]| {
+        stamp.extend_from_slice(&(value.len() as u64).to_be_bytes());
+        stamp.extend_from_slice(value);
+    };
+    if let UpstreamSettings::Local(local) = &settings.upstream {
+        for item in &local.items {
+            secrets.current(item).ok()?.fields.values().for_each(|value| add(value.expose()));
+        }
+        return Some(stamp);
+    }
+    for text in texts(settings) {
+        let value = text.resolve(|reference| secrets.current(&reference.item)).ok()?;
+        add(value.expose());
+    }
+    Some(stamp)
+}
+
 /// The items whose change concerns a service.
 pub fn items(settings: &ServiceSettings) -> BTreeSet<String> {
-    let texts: Vec<&SecretText> = match &settings.upstream {
+    if let UpstreamSettings::Local(local) = &settings.upstream {
+        return local.items.clone();
+    }
+    texts(settings).into_iter().flat_map(SecretText::references).map(|reference| reference.item.clone()).collect()
+}
+
+/// The texts with secrets that an upstream is given.
+fn texts(settings: &ServiceSettings) -> Vec<&SecretText> {
+    match &settings.upstream {
         UpstreamSettings::Stdio(stdio) => stdio.env.values().collect(),
         UpstreamSettings::Http(http) => {
             http.headers.iter().map(|(_, value)| value).chain(http.query.iter().map(|(_, value)| value)).collect()
         }
-        UpstreamSettings::Local(local) => return local.items.clone(),
-    };
-    texts.into_iter().flat_map(SecretText::references).map(|reference| reference.item.clone()).collect()
+        UpstreamSettings::Local(_) => Vec::new(),
+    }
 }
 
 /// Keeps the leases of these versions, as `Versions::list` has them, for as long as the holds are kept.

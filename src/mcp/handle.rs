@@ -227,6 +227,7 @@ fn detail_of(service: &Service) -> Value {
         "sessions": service.sessions(),
         "children": children,
         "restarts": service.restarts(),
+        "before": service.before(),
         "circuit_breaker": service.policy().breaker.as_ref().map(|breaker| {
             let (state, failures, wait) = breaker.state();
             json!({ "state": state.as_str(), "failures": failures, "retry_in_seconds": wait.as_secs_f64() })

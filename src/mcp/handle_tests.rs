@@ -55,6 +55,7 @@ fn built(settings: McpSettings) -> Result<McpHandle, McpError> {
         meter,
         shipping: shipping(),
         cache,
+        state: crate::mcp::testing::no_state(),
         local: crate::mcp::testing::no_local(),
         identity,
     };

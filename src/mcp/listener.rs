@@ -197,6 +197,14 @@ async fn admit(
         refuse(stream, code::NOT_ALLOWED, &text).await;
         return None;
     }
+    if let Some(text) = shared.no_memory() {
+        if let Some(unsaid) = refused.count() {
+            tracing::warn!(socket = target.name(), unsaid, "a connection was refused: too little memory");
+        }
+        shared.recorder.connection_denied(target.name(), peer, "memory_limit");
+        refuse(stream, code::TOO_MANY, &text).await;
+        return None;
+    }
     let limit = registry.limits.max_connections;
     let Some(permit) = ConnectionPermit::take(&shared.connections, limit) else {
         if let Some(unsaid) = refused.count() {

@@ -29,6 +29,7 @@ mod parameters;
 mod policy;
 mod protocol;
 mod registry;
+mod remembered;
 mod router;
 mod service;
 mod session;
@@ -65,7 +66,7 @@ use crate::guard::Guard;
 use crate::lifecycle::{Part, Readiness, Stage};
 use crate::local_socket::SocketError;
 use crate::output::Shipping;
-use crate::ports::{AuditLog, Cache, LocalServer, SecretControl, SecretReader};
+use crate::ports::{AuditLog, Cache, LocalServer, SecretControl, SecretReader, StateStore};
 
 /// How the aggregate presents itself, to clients and to upstreams.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +95,7 @@ pub struct Outside {
     pub meter: Meter,
     pub shipping: Shipping,
     pub cache: Arc<dyn Cache>,
+    pub state: Arc<dyn StateStore>,
     /// The services that this process serves itself.
     pub local: Arc<dyn LocalServer>,
     pub identity: Identity,
@@ -101,7 +103,7 @@ pub struct Outside {
 
 /// Binds the sockets and gives the parts that serve them: a listener, which stops first, and the sessions.
 pub fn build(settings: McpSettings, outside: Outside) -> Result<(McpHandle, Vec<Part>), McpError> {
-    let Outside { secrets, control, guard, audit, meter, shipping, cache, local, identity } = outside;
+    let Outside { secrets, control, guard, audit, meter, shipping, cache, state, local, identity } = outside;
     let registry = Registry {
         services: BTreeMap::new(),
         sockets: Vec::new(),
@@ -122,6 +124,7 @@ pub fn build(settings: McpSettings, outside: Outside) -> Result<(McpHandle, Vec<
         leaks: Arc::new(Leaks::new(guard, settings.leak_guard)),
         recorder: Arc::new(Recorder { audit, metrics: Metrics::new(&meter), shipping, digests }),
         answers: Arc::new(Answers::new(cache, random())),
+        state: state.clone(),
         local,
         identity,
         connections: Arc::new(AtomicUsize::new(0)),
@@ -132,6 +135,11 @@ pub fn build(settings: McpSettings, outside: Outside) -> Result<(McpHandle, Vec<
     handle.stage(settings)?.publish()?;
     let (accepted, connections) = mpsc::channel(ACCEPTED);
     let (ready, readiness) = Readiness::channel();
+    let (known, readiness_of_state) = Readiness::channel();
+    let of_state = shared.clone();
+    let remembered = Part::new("mcp state", Stage::Workers, readiness_of_state, move |shutdown| {
+        remembered::run(of_state, state, known, shutdown)
+    });
     let for_listener = shared.clone();
     let listener = Part::new("mcp listener", Stage::Intake, readiness, move |shutdown| {
         listener::run(for_listener, accepted, stdio.then_some(ended), ready, shutdown)
@@ -139,7 +147,7 @@ pub fn build(settings: McpSettings, outside: Outside) -> Result<(McpHandle, Vec<
     let sessions = Part::new("mcp sessions", Stage::InFlight, Readiness::immediate(), move |shutdown| {
         sessions::run(shared, connections, starts, shutdown)
     });
-    Ok((handle, vec![listener, sessions]))
+    Ok((handle, vec![listener, sessions, remembered]))
 }
 
 /// Connections that are accepted and not yet served.

@@ -19,7 +19,8 @@ use super::leaks::Leaks;
 use super::service::Service;
 use super::settings::{AggregateSettings, Limits, UnixSettings};
 use crate::local_socket::BoundSocket;
-use crate::ports::{LocalServer, SecretControl, SecretReader};
+use crate::memory::{self, Room};
+use crate::ports::{LocalServer, SecretControl, SecretReader, StateStore};
 
 #[derive(Clone)]
 pub struct Registry {
@@ -64,6 +65,7 @@ pub struct Shared {
     pub leaks: Arc<Leaks>,
     pub recorder: Arc<Recorder>,
     pub answers: Arc<Answers>,
+    pub state: Arc<dyn StateStore>,
     pub local: Arc<dyn LocalServer>,
     pub identity: Identity,
     pub connections: Arc<AtomicUsize>,
@@ -79,6 +81,22 @@ impl Shared {
             change(&mut next);
             *current = Arc::new(next);
         });
+    }
+}
+
+impl Shared {
+    /// Why nothing new may begin now: too much memory is in use, and caches cannot give enough back.
+    pub fn no_memory(&self) -> Option<String> {
+        while memory::room() == Room::None {
+            if self.answers.kept.shrink() == 0 {
+                let limit = memory::limit().unwrap_or_default() >> 20;
+                return Some(format!(
+                    "mcpeg uses the {limit} MB of memory that it may (global.memory_limit_mb): no new session until some is free; those that \
+                     there are go on"
+                ));
+            }
+        }
+        None
     }
 }
 

@@ -72,6 +72,8 @@ struct Run {
     files: Option<tls::Stamp>,
     /// What the upstream has said of itself, since its settings last changed.
     introduction: Option<Arc<Server>>,
+    /// What an earlier process knew of it, last.
+    before: serde_json::Value,
 }
 
 impl Service {
@@ -272,6 +274,16 @@ impl Service {
     pub fn swap_trouble(&self) -> Option<(usize, String)> {
         let run = self.run();
         run.swaps.values().next_back().map(|reason| (run.swaps.len(), reason.clone()))
+    }
+
+    /// Takes what an earlier process knew of it.
+    pub fn was(&self, before: serde_json::Value) {
+        self.run().before = before;
+    }
+
+    /// What an earlier process knew of it; null: nothing.
+    pub fn before(&self) -> serde_json::Value {
+        self.run().before.clone()
     }
 
     pub fn restarted(&self) {

@@ -96,6 +96,7 @@ pub fn surroundings(shared: &Arc<Shared>, service: Arc<Service>) -> Surroundings
         limits: shared.registry.borrow().limits.clone(),
         recorder: shared.recorder.clone(),
         answers: shared.answers.clone(),
+        state: shared.state.clone(),
         local: shared.local.clone(),
     }
 }

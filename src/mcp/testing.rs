@@ -17,7 +17,7 @@ use crate::output::Shipping;
 use crate::ports::{
     AuditEvent, AuditLog, AuditRefused, AuditValue, Cache, CacheFuture, CacheStats, LocalAnswer, LocalFuture,
     LocalServer, LogLine, LogSink, Redactor, RefreshError, Refreshed, SecretControl, SecretReader, SecretSummary,
-    SecretUnavailable,
+    SecretUnavailable, StateStore, StoreFuture,
 };
 use crate::secret::{Secret, SecretVersion};
 
@@ -167,6 +167,39 @@ impl LogSink for Unseen {
 /// As sessions use it.
 pub fn answers() -> Arc<Answers> {
     Arc::new(Answers::new(no_cache(), 0))
+}
+
+/// A store of this process alone that keeps nothing.
+pub fn no_state() -> Arc<dyn StateStore> {
+    Arc::new(NoState)
+}
+
+struct NoState;
+
+impl StateStore for NoState {
+    fn get(&self, _key: &str) -> StoreFuture<Option<bytes::Bytes>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
+    fn set(&self, _key: &str, _value: bytes::Bytes) -> StoreFuture<()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn compare_and_set(&self, _: &str, _: Option<bytes::Bytes>, _: bytes::Bytes) -> StoreFuture<bool> {
+        Box::pin(std::future::ready(Ok(true)))
+    }
+
+    fn delete(&self, _key: &str) -> StoreFuture<()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn persist(&self) -> StoreFuture<()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn is_shared(&self) -> bool {
+        false
+    }
 }
 
 /// A cache that keeps nothing.

@@ -1,10 +1,36 @@
 //! What the storage domain is told by the configuration, checked.
 
+use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::secret::SecretText;
+use crate::tls::Files;
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StorageSettings {
+    pub runtime: RuntimeSettings,
     pub cache: CacheSettings,
+}
+
+/// Where state and metric points are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeSettings {
+    pub kind: RuntimeKind,
+    /// Between two times that what has changed is made to last.
+    pub snapshot_interval: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RuntimeKind {
+    /// In this process; with a file, snapshots of it outlive the process.
+    Memory {
+        file: Option<PathBuf>,
+    },
+    Sqlite {
+        path: PathBuf,
+    },
+    Redis(ServerSettings),
+    Postgres(ServerSettings),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,17 +43,67 @@ pub struct CacheSettings {
 }
 
 /// Where cached answers are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CacheKind {
     /// In this process; they end with it.
     Memory,
+    /// Sealed with the key.
+    Sqlite { path: PathBuf, key: SecretText },
+    /// Sealed with the key, which all processes that share them have.
+    Redis { server: ServerSettings, key: SecretText },
+}
+
+/// A server that is asked over the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerSettings {
+    pub kind: &'static str,
+    pub host: String,
+    pub port: u16,
+    pub database: String,
+    pub username: Option<String>,
+    pub password: Option<SecretText>,
+    pub encrypted: bool,
+    pub tls: Files,
+    /// What everything of these processes begins with there.
+    pub namespace: String,
+}
+
+impl RuntimeKind {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Memory { .. } => "memory",
+            Self::Sqlite { .. } => "sqlite",
+            Self::Redis(_) => "redis",
+            Self::Postgres(_) => "postgres",
+        }
+    }
+
+    /// Whether other processes see the same.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Redis(_) | Self::Postgres(_))
+    }
 }
 
 impl CacheKind {
-    pub fn as_str(self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::Memory => "memory",
+            Self::Sqlite { .. } => "sqlite",
+            Self::Redis { .. } => "redis",
         }
+    }
+}
+
+impl ServerSettings {
+    /// For messages.
+    pub fn address(&self) -> String {
+        format!("{} at {}:{}", self.kind, self.host, self.port)
+    }
+}
+
+impl Default for RuntimeSettings {
+    fn default() -> Self {
+        Self { kind: RuntimeKind::Memory { file: None }, snapshot_interval: Duration::from_secs(300) }
     }
 }
 

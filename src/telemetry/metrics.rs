@@ -11,6 +11,7 @@ use opentelemetry::metrics::{Histogram, Meter};
 use super::process;
 use super::spool::{Depth, Spool};
 use super::tallies::{AuditFate, Reason, Signal, Tallies, Tally};
+use crate::memory;
 use crate::ports::Redactor;
 
 /// How long exports take.
@@ -184,6 +185,18 @@ pub fn observe_redacted(meter: &Meter, redactor: Arc<dyn Redactor>) {
 
 /// Declares the process's own figures, under OpenTelemetry's names. What `/proc` does not tell is not reported.
 pub fn observe_process(meter: &Meter, started: Instant) {
+    meter
+        .u64_observable_gauge("mcpeg.memory.live")
+        .with_description("Memory that was allocated and not freed")
+        .with_unit("By")
+        .with_callback(|observer| observer.observe(memory::live_bytes(), &[]))
+        .build();
+    meter
+        .u64_observable_gauge("mcpeg.memory.limit")
+        .with_description("The most that it may be (`global.memory_limit_mb`)")
+        .with_unit("By")
+        .with_callback(|observer| memory::limit().into_iter().for_each(|limit| observer.observe(limit, &[])))
+        .build();
     meter
         .i64_observable_up_down_counter("process.memory.usage")
         .with_description("Physical memory in use")

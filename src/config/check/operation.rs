@@ -1,4 +1,4 @@
-//! `templates`, `admin`, `security`, and the sections of later versions.
+//! `templates`, `admin` and `security`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -7,15 +7,14 @@ use super::{Check, files, groups, hooks, join};
 use crate::admin::settings::{AdminHttpSettings, AdminSettings, AdminUnixSettings};
 use crate::config::LockMemory;
 use crate::config::raw::operation::{
-    RawAdmin, RawAdminHttp, RawAdminUnix, RawCache, RawCacheKind, RawLeakGuard, RawLockMemory, RawPattern,
-    RawRedaction, RawRuntimeKind, RawSecurity, RawStorage, RawTemplate,
+    RawAdmin, RawAdminHttp, RawAdminUnix, RawLeakGuard, RawLockMemory, RawPattern, RawRedaction, RawSecurity,
+    RawTemplate,
 };
 use crate::config::raw::render::RawRender;
 use crate::guard::patterns::Custom;
 use crate::guard::{self, GuardError};
 use crate::mcp::settings::LeakAction;
 use crate::render::settings::{MAX_SIZE, TemplateSettings};
-use crate::storage::settings::{CacheKind, CacheSettings, StorageSettings};
 
 pub fn templates(raw: Vec<RawTemplate>, render: RawRender, check: &mut Check<'_>) -> Vec<TemplateSettings> {
     let allowed = files::allowed_folders(&render);
@@ -114,30 +113,6 @@ pub fn redaction(raw: RawRedaction, check: &mut Check<'_>) -> guard::Settings {
         custom.push(pattern);
     }
     guard::Settings { builtin: raw.builtin.unwrap_or(true), custom }
-}
-
-/// In this version nothing outlives the process: memory is the one kind there is.
-pub fn storage(raw: &RawStorage, check: &mut Check<'_>) -> StorageSettings {
-    if let Some(runtime) = &raw.runtime {
-        check.unavailable_if(runtime.kind != RawRuntimeKind::Memory, &["storage", "runtime", "type"]);
-        check.unavailable_if(runtime.persistence, &["storage", "runtime", "persistence"]);
-        check.unavailable_if(runtime.path.is_some(), &["storage", "runtime", "path"]);
-        check.unavailable_if(runtime.url.is_some(), &["storage", "runtime", "url"]);
-        check.unavailable_if(runtime.snapshot_interval.is_some(), &["storage", "runtime", "snapshot_interval"]);
-    }
-    StorageSettings { cache: raw.cache.as_ref().map(|cache| self::cache(cache, check)).unwrap_or_default() }
-}
-
-fn cache(raw: &RawCache, check: &mut Check<'_>) -> CacheSettings {
-    check.unavailable_if(raw.kind != RawCacheKind::Memory, &["storage", "cache", "type"]);
-    check.unavailable_if(raw.path.is_some(), &["storage", "cache", "path"]);
-    check.unavailable_if(raw.url.is_some(), &["storage", "cache", "url"]);
-    let default = CacheSettings::default();
-    CacheSettings {
-        kind: CacheKind::Memory,
-        max_bytes: raw.max_size_mb.map_or(default.max_bytes, |size| u64::from(size) << 20),
-        ttl: raw.ttl.as_ref().map_or(default.ttl, |ttl| ttl.0),
-    }
 }
 
 const MOST_PATTERNS: usize = 64;

@@ -14,6 +14,7 @@ pub mod scalar;
 pub mod secrets;
 pub mod source;
 pub mod sources;
+pub mod storage;
 pub mod telemetry;
 
 use std::collections::BTreeMap;
@@ -54,7 +55,7 @@ pub struct RawConfig {
     #[serde(default)]
     pub audit: telemetry::RawAudit,
     #[serde(default)]
-    pub storage: operation::RawStorage,
+    pub storage: storage::RawStorage,
     #[serde(default)]
     pub admin: operation::RawAdmin,
     #[serde(default)]
@@ -81,7 +82,8 @@ pub struct RawMetadata {
 pub struct RawGlobal {
     /// How long an MCP request may take where its service says nothing else. Default: `30s`.
     pub timeout: Option<RawDuration>,
-    /// Not available in this version.
+    /// How much memory may be allocated. From three quarters on caches give theirs back; at the limit new MCP sessions are refused, and those that
+    /// there are go on. Default: no limit.
     #[schemars(range(min = 16))]
     pub memory_limit_mb: Option<u64>,
     /// Of the own log on standard error. Default: `info`.

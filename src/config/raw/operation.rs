@@ -1,4 +1,4 @@
-//! The written shape of `templates`, `process`, `storage`, `admin` and `security`.
+//! The written shape of `templates`, `process`, `storage.logs`, `admin` and `security`.
 
 use std::collections::BTreeMap;
 
@@ -134,64 +134,6 @@ pub struct RawProcessLog {
     /// Lines beyond are counted and left out of log and records. Default: 1000.
     #[schemars(range(min = 1, max = 1000000))]
     pub max_lines_per_second: Option<u32>,
-}
-
-#[derive(Debug, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RawStorage {
-    pub runtime: Option<RawRuntime>,
-    pub cache: Option<RawCache>,
-    /// A file of the own log, beside standard error.
-    pub logs: Option<RawLogStorage>,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RawRuntime {
-    /// In this version: `memory`.
-    #[serde(rename = "type")]
-    pub kind: RawRuntimeKind,
-    pub path: Option<RawPath>,
-    pub url: Option<RawSecretText>,
-    /// Not available in this version: `true`.
-    #[serde(default)]
-    pub persistence: bool,
-    pub snapshot_interval: Option<RawDuration>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum RawRuntimeKind {
-    Memory,
-    Sqlite,
-    Redis,
-    Postgres,
-}
-
-/// Answers of MCP services that are kept for a while. Which ones: `cache_ttl` in a service file, and what servers of the modern era say.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RawCache {
-    /// In this version: `memory`.
-    #[serde(rename = "type")]
-    pub kind: RawCacheKind,
-    /// Not available in this version.
-    pub path: Option<RawPath>,
-    /// Not available in this version.
-    pub url: Option<RawSecretText>,
-    /// What was used longest ago goes first when it is full. Default: 64.
-    #[schemars(range(min = 1, max = 65536))]
-    pub max_size_mb: Option<u32>,
-    /// Nothing is kept longer, whatever its own time says. Default: `1d`.
-    pub ttl: Option<RawDuration>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum RawCacheKind {
-    Memory,
-    Sqlite,
-    Redis,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -66,6 +66,8 @@ pub enum Key {
 pub enum NoSession {
     #[error("mcpeg serves {0} HTTP sessions already, all of them at work, which is the limit")]
     TooMany(usize),
+    #[error("{0}")]
+    NoMemory(String),
     #[error("mcpeg stops")]
     Stopping,
     #[error("the system gives no random numbers")]
@@ -118,6 +120,9 @@ impl Front {
             let mut sessions = self.lock();
             if let Some(session) = sessions.get(&key).filter(|session| session.is_open() && session.serves(target)) {
                 return Ok(session.clone());
+            }
+            if let Some(text) = shared.no_memory() {
+                return Err(NoSession::NoMemory(text));
             }
             if sessions.len() >= limit {
                 make_room(&mut sessions).ok_or(NoSession::TooMany(limit))?;

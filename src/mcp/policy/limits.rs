@@ -1,11 +1,13 @@
-//! How often and how many at a time: bounds that all clients of a service share.
+//! How often and how many at a time: bounds that all clients of a service share, and all processes of one store.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::mcp::settings::policy::Rate;
+use crate::ports::StateStore;
 
 /// Lets so many through in a period, as many of them at once, by the generic cell rate algorithm: it knows only when the next one
 /// would be due if they came evenly.
@@ -34,7 +36,43 @@ impl Limiter {
         *due = (*due).max(now) + self.interval;
         Ok(())
     }
+
+    /// As `take`, counted by all who share the store under `key`, by the clock of the system. Where the store does not answer, or too many
+    /// want it at once, this process counts alone.
+    pub async fn take_shared(&self, state: &dyn StateStore, key: &str) -> Result<(), Duration> {
+        for _ in 0..ATTEMPTS {
+            let Ok(before) = state.get(key).await else { break };
+            let due = before.as_deref().and_then(|due| due.try_into().ok()).map_or(0, u64::from_be_bytes);
+            let now = micros();
+            let tolerance = u64::try_from(self.tolerance.as_micros()).unwrap_or(u64::MAX);
+            // A clock that was set back does not close it for longer than its period.
+            let early = due.saturating_sub(now).min(tolerance.saturating_add(self.step()));
+            if early > tolerance {
+                return Err(Duration::from_micros(early - tolerance));
+            }
+            let next = (now + early).saturating_add(self.step());
+            match state.compare_and_set(key, before, Bytes::copy_from_slice(&next.to_be_bytes())).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(_) => break,
+            }
+        }
+        self.take()
+    }
+
+    fn step(&self) -> u64 {
+        u64::try_from(self.interval.as_micros()).unwrap_or(u64::MAX)
+    }
 }
+
+/// Since the epoch.
+fn micros() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// When others change the same meanwhile.
+const ATTEMPTS: usize = 8;
 
 #[cfg(test)]
 mod tests {

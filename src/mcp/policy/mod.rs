@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use self::arguments::Schemas;
-use self::limits::Limiter;
+pub use self::limits::Limiter;
 use self::lists::{Edit, Item};
 pub use self::plan::{Caching, Plan};
 pub use self::results::{Bounded, tool_error};
@@ -99,6 +99,11 @@ impl Tool {
     /// The name of one of its rules.
     pub fn rule(&self, key: &str) -> String {
         format!("tools.{}.{key}", self.settings.name.as_str())
+    }
+
+    /// The bound on how often it is called.
+    pub fn limiter(&self) -> Option<&Limiter> {
+        self.limiter.as_ref()
     }
 
     /// One call more, if the rate allows it.

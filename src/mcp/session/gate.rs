@@ -18,7 +18,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{ClientWriter, Session};
 use crate::mcp::answer;
 use crate::mcp::breaker::{Admission, Change, counts};
-use crate::mcp::cache::{Around, Keep, aged, may_have_ttl};
+use crate::mcp::cache::{Around, Common, Keep, aged, may_have_ttl};
 use crate::mcp::call::{Call, Ending};
 use crate::mcp::credentials;
 use crate::mcp::message::{Answer, AnswerBody, Field, IdKey, Message, Notification, Request, parse};
@@ -34,6 +34,8 @@ pub type Chore = Pin<Box<dyn Future<Output = Done> + Send>>;
 pub enum Done {
     /// What the cache has for a request that is held, and its age.
     Looked(IdKey, Option<(Bytes, Duration)>),
+    /// Whether a request that is held may go now, by a rate that other processes share; if not, how long it would have to wait.
+    Turn(IdKey, Result<(), Duration>),
     /// A request that is held has room.
     Room(IdKey, OwnedSemaphorePermit),
     /// Something was kept or forgotten.
@@ -64,8 +66,15 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         let is_modern = request.modern_version().is_some();
         if rule.is_some() || (is_modern && self.policy.honours_server_ttl() && may_have_ttl(&request.method)) {
             let settings = &self.settings;
-            let versions = credentials::versions(settings, &*self.around.secrets);
+            let answers = &self.around.answers;
+            let common = answers.common(|| credentials::stamp(settings, &*self.around.secrets));
+            let versions = match common {
+                Common::Unknown => Vec::new(),
+                Common::Process => credentials::versions(settings, &*self.around.secrets),
+                Common::Shared(_) => Vec::new(),
+            };
             let around = Around {
+                common,
                 service: &self.around.service.name,
                 peer: self.ledger.peer,
                 version: self.version,
@@ -111,6 +120,12 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
                     (_, _) => {}
                 }
             }
+            Done::Turn(key, turn) => {
+                let Some(line) = self.held.remove(&key) else { return };
+                if let Ok(Message::Request(request)) = parse(&line) {
+                    self.admit_in_turn(&request, &line, turn);
+                }
+            }
             Done::Room(key, permit) => {
                 let Some(line) = self.held.remove(&key) else { return };
                 if let Some(plan) = self.ledger.plan_mut(&key) {
@@ -128,7 +143,26 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         let key = &request.key;
         let tool = self.ledger.plan(key).and_then(|plan| plan.tool.clone());
         let Some(tool) = tool else { return self.dispatch(request, line) };
-        if let Err(wait) = tool.take_turn() {
+        if tool.limiter().is_none() || !self.around.state.is_shared() {
+            return self.admit_in_turn(request, line, tool.take_turn());
+        }
+        let (state, key) = (self.around.state.clone(), key.clone());
+        let counted = format!("rate/{}/{}", self.around.service.name, tool.settings.name.as_str());
+        self.held.insert(key.clone(), line.clone());
+        self.start(Box::pin(async move {
+            let turn = match tool.limiter() {
+                Some(limiter) => limiter.take_shared(&*state, &counted).await,
+                None => Ok(()),
+            };
+            Done::Turn(key, turn)
+        }));
+    }
+
+    fn admit_in_turn(&mut self, request: &Request<'_>, line: &Bytes, turn: Result<(), Duration>) {
+        let key = &request.key;
+        let tool = self.ledger.plan(key).and_then(|plan| plan.tool.clone());
+        let Some(tool) = tool else { return self.dispatch(request, line) };
+        if let Err(wait) = turn {
             let denial = self.policy.too_often(&tool, &request.called_name().unwrap_or_default(), wait);
             let refused = match self.ledger.plan_mut(key) {
                 Some(plan) => self.policy.refuse(denial, plan),
@@ -207,6 +241,9 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
             return;
         }
         let Some(caching) = self.ledger.plan(key).and_then(|plan| plan.caching.as_ref()) else { return };
+        if caching.keys.is_void(&self.around.service.changes) {
+            return;
+        }
         let kept = self.around.answers.keep(&caching.keys, keep, result);
         self.start(Box::pin(async move {
             kept.await;

@@ -69,6 +69,7 @@ impl Client {
             recorder,
             leaks: crate::mcp::testing::leaks(),
             answers: crate::mcp::testing::answers(),
+            state: crate::mcp::testing::no_state(),
             local: crate::mcp::testing::no_local(),
         };
         let (near, far) = UnixStream::pair().unwrap();

@@ -37,7 +37,7 @@ use super::message::IdKey;
 use super::protocol::code;
 use super::service::Service;
 use super::settings::{HttpTransport, Limits, OnRotate, ServiceSettings, UpstreamSettings};
-use crate::ports::{LocalServer, SecretControl, SecretReader};
+use crate::ports::{LocalServer, SecretControl, SecretReader, StateStore};
 
 /// What every upstream needs to know of its surroundings.
 #[derive(Clone)]
@@ -49,6 +49,7 @@ pub struct Surroundings {
     pub limits: Limits,
     pub recorder: Arc<Recorder>,
     pub answers: Arc<Answers>,
+    pub state: Arc<dyn StateStore>,
     /// The services that this process serves itself.
     pub local: Arc<dyn LocalServer>,
 }

@@ -166,6 +166,7 @@ impl Rig {
             recorder,
             leaks: crate::mcp::testing::leaks(),
             answers: crate::mcp::testing::answers(),
+            state: crate::mcp::testing::no_state(),
             local: crate::mcp::testing::no_local(),
         };
         let log = Arc::default();

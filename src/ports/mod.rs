@@ -1,6 +1,8 @@
 //! The traits through which domains meet. A domain imports no other domain: it takes one of these, and `app` puts it in.
 //!
-//! Each trait has one to three methods. Nothing here does any work.
+//! Each trait has one to three methods; those of stores (`stores`) have as many as a store can do. Nothing here does any work.
+
+mod stores;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -8,13 +10,14 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 
+pub use self::stores::*;
 use crate::secret::{Secret, SecretVersion};
 
 /// The current secrets. Implemented by the store, used by whatever puts a credential somewhere.
@@ -432,45 +435,3 @@ pub enum LocalAnswer {
         versions: Arc<[String]>,
     },
 }
-
-/// Keeps answers for a while. Implemented by the storage domain, used by MCP.
-///
-/// A value is bytes of whoever set it, who may have sealed them. Nothing is promised to be kept: a kind that is out of room, or out of
-/// reach, has nothing. Keys are texts of at most `MAX_CACHE_KEY` bytes in which `/` ends a group: `github/5f0c…`.
-///
-/// `get` is asked on the way of every request that may be cached: a kind in memory answers when its future is first polled, so that
-/// such a request need not wait for its turn.
-pub trait Cache: Send + Sync {
-    /// The value, unless its time is over.
-    fn get(&self, key: &str) -> CacheFuture<Option<Bytes>>;
-
-    /// Keeps the value no longer than `ttl`; another one of the key is replaced. A failure is counted, and for nobody to handle.
-    fn set(&self, key: &str, value: Bytes, ttl: Duration) -> CacheFuture<()>;
-
-    fn delete(&self, key: &str) -> CacheFuture<()>;
-
-    /// Forgets every key that begins with `prefix`; all of them when it is empty.
-    fn clear(&self, prefix: &str) -> CacheFuture<()>;
-
-    fn stats(&self) -> CacheStats;
-}
-
-/// It borrows nothing, so that it may be waited for beside other work.
-pub type CacheFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-/// What became of a cache since the process started, and how much is in it.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct CacheStats {
-    pub hits: u64,
-    pub misses: u64,
-    /// Values that had to go before their time, for want of room.
-    pub evictions: u64,
-    /// Operations that did not work; none of a kind in memory.
-    pub failures: u64,
-    pub entries: u64,
-    /// Of keys and values, as far as the kind knows.
-    pub bytes: u64,
-}
-
-/// Longer keys are not kept.
-pub const MAX_CACHE_KEY: usize = 256;

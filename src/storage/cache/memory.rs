@@ -70,6 +70,13 @@ impl Cache for MemoryCache {
         at_once(())
     }
 
+    fn shrink(&self) -> u64 {
+        let mut kept = self.kept();
+        let before = kept.stats.bytes;
+        kept.shrink_to(before / 2);
+        before - kept.stats.bytes
+    }
+
     fn stats(&self) -> CacheStats {
         let kept = self.kept();
         CacheStats { entries: kept.entries.len() as u64, ..kept.stats }
@@ -102,17 +109,21 @@ impl Kept {
             self.stats.evictions += 1;
             return;
         }
-        while self.stats.bytes + weight > max_bytes {
-            let Some(oldest) = self.order.first_key_value().map(|(_, key)| key.clone()) else { break };
-            let over = self.entries.get(&oldest).is_some_and(|entry| entry.until <= Instant::now());
-            self.stats.evictions += u64::from(!over);
-            self.forget(&oldest);
-        }
+        self.shrink_to(max_bytes - weight);
         self.clock += 1;
         let key: Arc<str> = key.into();
         self.order.insert(self.clock, key.clone());
         self.entries.insert(key, Entry { value, until, used: self.clock });
         self.stats.bytes += weight;
+    }
+
+    fn shrink_to(&mut self, bytes: u64) {
+        while self.stats.bytes > bytes {
+            let Some(oldest) = self.order.first_key_value().map(|(_, key)| key.clone()) else { break };
+            let over = self.entries.get(&oldest).is_some_and(|entry| entry.until <= Instant::now());
+            self.stats.evictions += u64::from(!over);
+            self.forget(&oldest);
+        }
     }
 
     fn forget(&mut self, key: &str) {
@@ -178,6 +189,9 @@ mod tests {
         assert_eq!(cache.stats().entries, stats.entries, "what never fits sends nobody away");
         cache.set(&"k".repeat(MAX_CACHE_KEY + 1), Bytes::new(), LONG).await;
         assert_eq!(cache.stats().entries, stats.entries);
+        let given = cache.shrink();
+        assert!(given >= stats.bytes / 2 && cache.stats().bytes == stats.bytes - given, "{given} of {stats:?}");
+        assert!(cache.get("s/used").await.is_some() && cache.get("s/99").await.is_some(), "what was used last stays");
     }
 
     #[tokio::test]
