@@ -4,6 +4,7 @@
 //! swapped. Whatever goes wrong before that leaves everything as it was. Reloads come from SIGHUP, a changed file or the admin socket and
 //! run one at a time. Where the configuration comes from a source that is no folder, `remote` follows that.
 
+mod drift;
 mod remote;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +30,7 @@ use crate::lifecycle::{PartError, Shutdown};
 use crate::mcp::McpHandle;
 use crate::memory;
 use crate::ports::{
-    AuditEvent, AuditLog, Condition, ConditionState, Outcome, Reload, ReloadOutcome, SecretReader, StatusReport,
+    AuditEvent, AuditLog, Condition, ConditionState, Drift, Outcome, Reload, ReloadOutcome, SecretReader, StatusReport,
 };
 use crate::process::ProcessHandle;
 use crate::render::RenderHandle;
@@ -39,6 +40,7 @@ use crate::services::ServicesHandle;
 use crate::storage::StorageHandle;
 use crate::telemetry::TelemetryHandle;
 
+use drift::Drifted;
 use remote::Following;
 
 /// The domains that a reload reaches.
@@ -70,13 +72,16 @@ pub struct Reloader {
     /// The files whose change may change the outcome of the next reload.
     followed: Mutex<Vec<PathBuf>>,
     count: Counter<u64>,
+    drifted: Drifted,
 }
 
 impl Reloader {
     pub fn new(config: Config, sources: Sources, domains: Domains, audit: Arc<dyn AuditLog>) -> Arc<Self> {
         let count = reload_counter(&domains.telemetry.meter());
+        let drifted = Drifted::new(&domains.telemetry.meter());
         Arc::new(Self {
             count,
+            drifted,
             following: Following::of(&sources),
             sources,
             domains,
@@ -116,8 +121,12 @@ impl Reloader {
             (_, Some(fetched)) => (Some(fetched.clone()), self.attempt(self.sources.of_tree(fetched)).await),
             (None, None) => (None, self.attempt(self.sources.clone()).await),
         };
+        let is_good = !matches!(outcome, ReloadOutcome::Rejected { .. });
+        // A source that is away says nothing of what is written.
+        if self.following.is_none() || fetched.is_some() {
+            self.drifted.set(!is_good);
+        }
         if let (Some(following), Some(fetched)) = (&self.following, &fetched) {
-            let is_good = !matches!(outcome, ReloadOutcome::Rejected { .. });
             following.looked_at(fetched.clone(), is_good).await;
         }
         // A look at the files that found nothing new is no reload.
@@ -204,6 +213,7 @@ impl Reloader {
         };
         let old = self.current();
         if new == old {
+            lock(&self.current).keys = new.keys;
             return ReloadOutcome::Unchanged;
         }
         let changed = changes(&old, &new);
@@ -265,6 +275,28 @@ impl Reloader {
         }
     }
 
+    /// Reads what is written and applies nothing; not while a reload does.
+    async fn compare_now(&self) -> Result<Drift, String> {
+        let _turn = self.turn.lock().await;
+        let (sources, revisions) = match &self.following {
+            Some(following) => {
+                let fetched = following.peek().await.map_err(|error| error.to_string())?;
+                let revisions = (following.revision(None), fetched.revision.clone());
+                (self.sources.of_tree(fetched), Some(revisions))
+            }
+            None => (self.sources.clone(), None),
+        };
+        let (running, redactor) = (self.current(), self.domains.redactor.clone());
+        let compared = tokio::task::spawn_blocking(move || drift::compare(&running, &sources, redactor.as_ref()));
+        let mut drift = compared.await.map_err(|error| format!("reading the configuration failed: {error}"))?;
+        if let Some(following) = &self.following {
+            following.forget_others().await;
+        }
+        (drift.running_revision, drift.written_revision) = revisions.unzip();
+        self.drifted.set(drift.differs);
+        Ok(drift)
+    }
+
     fn say(&self, outcome: &ReloadOutcome, cause: &'static str, fetched: Option<&Arc<Fetched>>) {
         let event = match outcome {
             ReloadOutcome::Unchanged => {
@@ -300,6 +332,10 @@ impl Reload for Reloader {
     fn reload(&self) -> Pin<Box<dyn Future<Output = ReloadOutcome> + Send + '_>> {
         Box::pin(self.reload_now("admin"))
     }
+
+    fn compare(&self) -> Pin<Box<dyn Future<Output = Result<Drift, String>> + Send + '_>> {
+        Box::pin(self.compare_now())
+    }
 }
 
 impl StatusReport for Reloader {
@@ -325,6 +361,7 @@ impl StatusReport for Reloader {
             "files": current.files,
             "environment": current.environment,
             "last_reload": *lock(&self.last),
+            "drift": self.drifted.is_set(),
             "source": self.following.as_ref().map(Following::detail),
         })
     }

@@ -14,6 +14,7 @@ mod cache;
 mod clients;
 mod conformance;
 mod directory;
+mod drift;
 mod examples;
 mod faithful;
 mod faults;

@@ -63,7 +63,9 @@ async fn a_push_to_etcd_is_live_at_once_and_a_bad_one_is_refused_with_its_place(
     etcd.put("mcpeg/mcpeg.yaml", TWO).await;
     serves(&sidecar, "two").await;
     assert!(pushed.elapsed() < Duration::from_millis(1500), "it took {:?}", pushed.elapsed());
-    let reloaded = sidecar.folder.audit("config.reloaded").pop().unwrap();
+    let reloaded =
+        eventually(Duration::from_secs(5), "it is on record", async || sidecar.folder.audit("config.reloaded").pop())
+            .await;
     assert_eq!(reloaded["attributes"]["mcpeg.config.cause"], "source");
     let revision = reloaded["attributes"]["mcpeg.config.revision"].as_str().unwrap().to_owned();
     sidecar.says("config.source", &["ok", &format!("revision {revision}")]).await;
@@ -77,7 +79,9 @@ async fn a_push_to_etcd_is_live_at_once_and_a_bad_one_is_refused_with_its_place(
     etcd.put("mcpeg/services/two.yaml", "type: vault\nitmes: [a]\n").await;
     let place = format!("etcd://{}/mcpeg/services/two.yaml:2:1: unknown key `itmes`", etcd.host());
     sidecar.says("config", &["degraded", &place]).await;
-    let rejected = sidecar.folder.audit("config.rejected").pop().unwrap();
+    let rejected =
+        eventually(Duration::from_secs(5), "it is on record", async || sidecar.folder.audit("config.rejected").pop())
+            .await;
     assert_ne!(rejected["attributes"]["mcpeg.config.revision"].as_str().unwrap(), revision);
     assert!(sidecar.service_socket("two").exists() && sidecar.folder.read("app.conf") == "second\n");
 
@@ -340,5 +344,8 @@ async fn a_mounted_configmap_is_followed_when_it_is_swapped() {
         (sidecar.folder.read("app.conf") == "second\n").then_some(())
     })
     .await;
-    assert_eq!(sidecar.folder.audit("config.reloaded")[0]["attributes"]["mcpeg.config.cause"], "file");
+    let reloaded =
+        eventually(Duration::from_secs(5), "it is on record", async || sidecar.folder.audit("config.reloaded").pop())
+            .await;
+    assert_eq!(reloaded["attributes"]["mcpeg.config.cause"], "file");
 }

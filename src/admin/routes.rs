@@ -9,6 +9,7 @@
 //! | `GET /v1/secrets` | JSON: `secrets`, a list of names, versions, ages and the time to the next question; never a value |
 //! | `POST /v1/secrets/ITEM/refresh` | JSON: the version after a fetch; 404, 429 (asked a moment ago), 502 (it failed) or 504 |
 //! | `GET /v1/audit` | JSON: where the audit trail stands, and its newest `records` (`?limit=`, 50 unless told, at most 1000) |
+//! | `GET /v1/diff` | JSON: what runs against what is written; 502 when that cannot be read |
 //! | `POST /v1/reload` | JSON: the outcome; 422 when rejected; 503 when too many wait |
 //!
 //! A request's body is never read. Everything that is not a success and not readiness is `{"error": "..."}`.
@@ -42,6 +43,7 @@ pub enum Route {
     Secrets,
     Refresh,
     Audit,
+    Diff,
     Reload,
     Unknown,
 }
@@ -56,6 +58,7 @@ impl Route {
             "/v1/reload" => Self::Reload,
             "/v1/secrets" => Self::Secrets,
             "/v1/audit" => Self::Audit,
+            "/v1/diff" => Self::Diff,
             path if item_of_refresh(path).is_some() => Self::Refresh,
             _ => Self::Unknown,
         }
@@ -71,6 +74,7 @@ impl Route {
             Self::Secrets => "/v1/secrets",
             Self::Refresh => "/v1/secrets/{item}/refresh",
             Self::Audit => "/v1/audit",
+            Self::Diff => "/v1/diff",
             Self::Reload => "/v1/reload",
             Self::Unknown => "other",
         }
@@ -109,6 +113,7 @@ pub async fn answer(shared: &Shared, door: Door, request: &Parts) -> Answer {
         Route::Secrets => json_answer(StatusCode::OK, &json!({ "secrets": shared.surface.control.list() })),
         Route::Refresh => refresh(shared, request.uri.path()).await,
         Route::Audit => audit(shared, request.uri.query().unwrap_or_default()),
+        Route::Diff => diff(shared).await,
         Route::Reload => reload(shared).await,
         Route::Unknown => error(StatusCode::NOT_FOUND, "there is nothing at this path"),
     }
@@ -218,6 +223,14 @@ async fn reload(shared: &Shared) -> Answer {
         }
         Ok(Err(_)) => error(StatusCode::INTERNAL_SERVER_ERROR, "the reload ended without an outcome; see the log"),
         Err(_) => error(StatusCode::GATEWAY_TIMEOUT, "the reload still runs; its outcome will be in the log"),
+    }
+}
+
+async fn diff(shared: &Shared) -> Answer {
+    match timeout(WAIT_FOR_RELOAD, shared.surface.reload.compare()).await {
+        Ok(Ok(drift)) => json_answer(StatusCode::OK, &json!(drift)),
+        Ok(Err(reason)) => error(StatusCode::BAD_GATEWAY, &reason),
+        Err(_) => error(StatusCode::GATEWAY_TIMEOUT, "the configuration could not be read in time"),
     }
 }
 

@@ -7,6 +7,7 @@ mod check;
 mod connect;
 mod control;
 mod demo;
+mod diff;
 mod render;
 mod run;
 mod seal;
@@ -65,6 +66,8 @@ enum Command {
     Status(control::StatusArgs),
     /// Make the running sidecar read its configuration again
     Reload(control::ReloadArgs),
+    /// Compare what the running sidecar has with what is written; fails when they differ
+    Diff(diff::DiffArgs),
     /// What the running sidecar knows of its secrets; fetch one now
     Secrets(secrets::SecretsArgs),
     /// The audit trail: its newest events, and whether it was touched
@@ -90,9 +93,8 @@ impl Command {
         match self {
             Self::Run(_) => Some(Purpose::Run),
             Self::Check(_) | Self::Render(_) => Some(Purpose::Look),
-            Self::Connect(_) | Self::Status(_) | Self::Reload(_) | Self::Secrets(_) | Self::Audit(_) => {
-                Some(Purpose::Ask)
-            }
+            Self::Connect(_) | Self::Status(_) | Self::Reload(_) | Self::Diff(_) => Some(Purpose::Ask),
+            Self::Secrets(_) | Self::Audit(_) => Some(Purpose::Ask),
             Self::Seal(_) | Self::Unseal(_) | Self::Schema(_) | Self::Demo(_) => None,
             Self::Completions { .. } | Self::DemoServer(_) => None,
         }
@@ -129,6 +131,7 @@ pub fn main() -> ExitCode {
         Command::Connect(args) => connect::connect(&sources, &args),
         Command::Status(args) => control::status(&sources, &args),
         Command::Reload(args) => control::reload(&sources, &args),
+        Command::Diff(args) => diff::diff(&sources, &args),
         Command::Secrets(args) => secrets::secrets(&sources, &args),
         Command::Audit(args) => audit::audit(&sources, &args),
         Command::Seal(args) => seal::seal(&args),

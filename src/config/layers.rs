@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::extend::Reader;
 use super::interpolate::interpolate;
 use super::problem::{Problem, Problems};
 use super::source::Remote;
@@ -134,24 +135,25 @@ pub struct Layered {
 
 /// `followed` gets every file whose change may change the outcome, an overlay that is not there among them.
 pub fn load(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, problems: &mut Problems) -> Option<Layered> {
-    followed.push(main.to_owned());
     let source = sources.files();
-    let mut tree = yaml::read(&source, main, problems)?;
-    let mut files = vec![source.shown(main)];
+    let variable = |name: &str| sources.variable(name);
+    let mut files = Vec::new();
+    let mut reader = Reader { files: &source, variable: &variable, read: &mut files, followed };
+    let mut tree = reader.read(main, problems)?;
     if let Some((environment, asked_by)) = environment_of(sources, &tree) {
         let overlay = overlay_path(main, &environment);
-        followed.push(overlay.clone());
         if overlay.exists() {
-            if let Some(upper) = yaml::read(&source, &overlay, problems) {
+            if let Some(upper) = reader.read(&overlay, problems) {
                 tree.lay_over(upper);
             }
-            files.push(source.shown(&overlay));
         } else if let Some(asked_by) = asked_by {
             let message = format!("the overlay of the environment that {asked_by} names does not exist");
             problems.push(Problem::of_file(message, &source.shown(&overlay)));
         }
+        if !reader.followed.contains(&overlay) {
+            reader.followed.push(overlay);
+        }
     }
-    let variable = |name: &str| sources.variable(name);
     interpolate(&mut tree, &variable, problems);
     lay_variables(sources, &mut tree);
     lay_flags(sources, &mut tree, problems);
@@ -173,11 +175,17 @@ fn environment_of(sources: &Sources, tree: &Node) -> Option<(String, Option<&'st
 }
 
 fn overlay_path(main: &Path, environment: &str) -> PathBuf {
-    let stem = main.file_stem().unwrap_or_default().to_string_lossy();
-    let extension = main.extension().map_or_else(|| "yaml".to_owned(), |e| e.to_string_lossy().into_owned());
+    let (stem, extension) = overlay_form(main);
     // A name with a separator in it must not lead out of the folder.
     let environment = environment.replace(['/', '\0'], "_");
     main.with_file_name(format!("{stem}-{environment}.{extension}"))
+}
+
+/// What the name of an overlay begins with, before a dash and the environment, and its extension.
+pub fn overlay_form(main: &Path) -> (String, String) {
+    let stem = main.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let extension = main.extension().map_or_else(|| "yaml".to_owned(), |e| e.to_string_lossy().into_owned());
+    (stem, extension)
 }
 
 fn lay_variables(sources: &Sources, tree: &mut Node) {

@@ -5,7 +5,10 @@
 
 mod check;
 mod decode;
+mod environments;
+mod extend;
 mod interpolate;
+pub mod keys;
 mod layers;
 mod problem;
 mod raw;
@@ -37,6 +40,8 @@ use crate::storage::settings::StorageSettings;
 use crate::telemetry::settings::TelemetrySettings;
 
 use check::Check;
+pub use environments::environments;
+use keys::Keys;
 pub use layers::{Sources, Variables};
 pub use problem::{Problem, Problems};
 use raw::RawConfig;
@@ -70,6 +75,8 @@ pub struct Config {
     pub redaction: crate::guard::Settings,
     /// What it was read from: the main file first, then overlay and service files.
     pub files: Vec<PathBuf>,
+    /// What is written in them, for comparisons.
+    pub keys: Keys,
 }
 
 impl Config {
@@ -120,6 +127,8 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
         tree.stand_in("version", "1.0")?;
     }
     let mut references = shape.references;
+    let mut keys = Keys::default();
+    keys.add("", &tree, &shape.secret_places);
     let mut raw: RawConfig = read_raw(&tree, problems)?;
 
     let mut check = Check { tree: &tree, problems };
@@ -147,7 +156,8 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     let stdio = raw.transports.stdio.enabled;
     check::sources::can_be_served(&telemetry.sources, sources.variable("PATH").as_deref(), stdio, &mut check);
     let timeout = raw.global.timeout.as_ref().map_or(check::mcp::DEFAULT_TIMEOUT, |timeout| timeout.0);
-    let mut reader = ServiceReader { sources, timeout, followed, files: &mut files, references: &mut references };
+    let mut reader =
+        ServiceReader { sources, timeout, followed, files: &mut files, references: &mut references, keys: &mut keys };
     let (services, served) = reader.read_all(raw.services, unix.as_ref(), &mut check);
     check_references(&references, &items, check.problems);
     check_shown(&served, &items, &mut check);
@@ -169,6 +179,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
         memory_limit: raw.global.memory_limit_mb.map(|limit| limit.saturating_mul(1 << 20)),
         redaction,
         files,
+        keys,
     })
 }
 
@@ -179,6 +190,7 @@ struct ServiceReader<'a> {
     followed: &'a mut Vec<PathBuf>,
     files: &'a mut Vec<PathBuf>,
     references: &'a mut Vec<(SecretRef, Origin)>,
+    keys: &'a mut Keys,
 }
 
 impl ServiceReader<'_> {
@@ -199,7 +211,7 @@ impl ServiceReader<'_> {
                 check.problem(&["services", &name, "config_file"], message);
                 continue;
             }
-            if let Some(read) = self.read(&file, check.problems) {
+            if let Some(read) = self.read(&name, &file, check.problems) {
                 served.extend(read.local.map(|settings| (name.clone(), settings)));
                 services.insert(name, read.mcp);
             }
@@ -207,15 +219,18 @@ impl ServiceReader<'_> {
         (services, served)
     }
 
-    fn read(&mut self, file: &Path, problems: &mut Problems) -> Option<check::mcp::Service> {
+    fn read(&mut self, name: &str, file: &Path, problems: &mut Problems) -> Option<check::mcp::Service> {
         let files = self.sources.files();
-        self.files.push(files.shown(file));
-        let mut tree = yaml::read(&files, file, problems)?;
-        interpolate::interpolate(&mut tree, &|name| self.sources.variable(name), problems);
+        let variable = |name: &str| self.sources.variable(name);
+        let mut reader =
+            extend::Reader { files: &files, variable: &variable, read: self.files, followed: self.followed };
+        let mut tree = reader.read(file, problems)?;
+        interpolate::interpolate(&mut tree, &variable, problems);
         let folder = file.parent().unwrap_or(Path::new("/"));
         let mut shape = Shape::new(folder, problems);
         let readable = shape.check(&mut tree, &schema::service_file());
         self.references.append(&mut shape.references);
+        self.keys.add(&format!("services.{name}"), &tree, &shape.secret_places);
         if !readable {
             tree.stand_in("type", "mcp")?;
         }

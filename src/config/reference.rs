@@ -158,6 +158,10 @@ Layers, later wins: `mcpeg.yaml`, `mcpeg-<environment>.yaml` beside it, variable
 (`--set global.log_level=debug`). The environment is `--environment`, else `MCPEG_ENVIRONMENT`, else `metadata.environment`. Mappings are
 merged key by key; anything else is replaced. A list from a variable or a flag is written with commas.
 
+A file may begin with others: `extends: ../base/http.yaml`, or a list of files. They lie below what the file says itself, later ones over earlier
+ones, key by key as layers do; a key with nothing behind it (`timeout:`) takes away what a base says; lists are replaced. Up to eight
+may extend each other in a row. `mcpeg check --all-environments` checks the configuration with each overlay that there is.
+
 `${NAME}` is an environment variable and must be set, `${NAME:default}` has a default, `$${` is a literal `${`. `${secret.ITEM}` and
 `${secret.ITEM.FIELD}` refer to a secret; they may stand where the form says so, and the value is read at each use, never stored.
 

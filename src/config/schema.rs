@@ -10,17 +10,38 @@ use super::raw::source::RawSource;
 
 /// Of `mcpeg.yaml`.
 pub fn main_file() -> Json {
-    schema_of::<RawConfig>("mcpeg.yaml")
+    extendable(schema_of::<RawConfig>("mcpeg.yaml"))
 }
 
 /// Of a service file.
 pub fn service_file() -> Json {
-    schema_of::<RawServiceFile>("a service of mcpeg")
+    extendable(schema_of::<RawServiceFile>("a service of mcpeg"))
 }
 
 /// Of the file that `--source` names.
 pub fn source_file() -> Json {
     schema_of::<RawSource>("how a source of mcpeg's configuration is reached")
+}
+
+/// With the key that is taken out before the rest is read.
+fn extendable(mut schema: Json) -> Json {
+    let extends = serde_json::json!({
+        "description": "Files that this one begins with; what it says itself lies over them, key by key, and a key with nothing behind it takes away.",
+        "anyOf": [
+            { "type": "string", "format": "path" },
+            { "type": "array", "items": { "type": "string", "format": "path" } },
+        ],
+    });
+    let add = |schema: &mut Json| {
+        if let Some(properties) = schema.get_mut("properties").and_then(Json::as_object_mut) {
+            properties.insert(super::extend::KEY.to_owned(), extends.clone());
+        }
+    };
+    match schema.get_mut("oneOf").and_then(Json::as_array_mut) {
+        Some(variants) => variants.iter_mut().for_each(add),
+        None => add(&mut schema),
+    }
+    schema
 }
 
 /// Without `$ref`, so that whoever walks it meets each type where it stands.

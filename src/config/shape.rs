@@ -3,6 +3,7 @@
 //! Every mistake is reported with its place, and the node that has it is taken out, so that the rest can still be read and checked.
 //! On the way, untyped texts become the numbers and booleans that the schema asks for, and paths become absolute.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
@@ -20,12 +21,14 @@ pub struct Shape<'a> {
     pub problems: &'a mut Problems,
     /// Every reference to a secret, with its place.
     pub references: Vec<(SecretRef, Origin)>,
+    /// The dotted paths at which a secret may stand.
+    pub secret_places: BTreeSet<String>,
     path: Vec<String>,
 }
 
 impl<'a> Shape<'a> {
     pub fn new(folder: &'a Path, problems: &'a mut Problems) -> Self {
-        Self { folder, problems, references: Vec::new(), path: Vec::new() }
+        Self { folder, problems, references: Vec::new(), secret_places: BTreeSet::new(), path: Vec::new() }
     }
 
     /// Checks `node`; `false` when it cannot be read as what the schema describes.
@@ -186,6 +189,9 @@ impl<'a> Shape<'a> {
 
     fn check_text(&mut self, node: &mut Node, schema: &Json) -> bool {
         let secret_allowed = schema.get("x-secret").and_then(Json::as_bool) == Some(true);
+        if secret_allowed {
+            self.secret_places.insert(self.path.join("."));
+        }
         if let Value::WithSecrets(segments) = &node.value {
             let found: Vec<SecretRef> = segments.iter().filter_map(secret_of).collect();
             self.references.extend(found.into_iter().map(|reference| (reference, node.origin.clone())));

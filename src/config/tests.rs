@@ -1,6 +1,7 @@
 //! The configuration as a user meets it: what is accepted, what is refused and in which words.
 
 mod aws;
+mod extends;
 mod hooks;
 mod oauth;
 mod policy;

@@ -352,6 +352,31 @@ pub enum ConditionState {
 /// Loads the configuration anew and applies it. Implemented by the composition root, used by the admin socket.
 pub trait Reload: Send + Sync {
     fn reload(&self) -> Pin<Box<dyn Future<Output = ReloadOutcome> + Send + '_>>;
+
+    /// Reads it anew and says what a reload would change. The reason why it cannot be read, in words.
+    fn compare(&self) -> Pin<Box<dyn Future<Output = Result<Drift, String>> + Send + '_>>;
+}
+
+/// What runs against what is written.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Drift {
+    pub differs: bool,
+    /// `None`: the configuration is in a folder, which has no revisions.
+    pub running_revision: Option<String>,
+    pub written_revision: Option<String>,
+    pub keys: Vec<KeyDifference>,
+    /// Why what is written cannot be applied.
+    pub problems: Vec<String>,
+}
+
+/// A key that one side has, or with another value; `***` stands for what may be a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KeyDifference {
+    pub key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub running: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub written: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

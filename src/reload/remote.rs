@@ -88,9 +88,19 @@ impl Following {
         if is_good {
             return self.settle().await;
         }
+        self.forget_others().await;
+    }
+
+    /// Removes what a tree brought that does not run.
+    pub async fn forget_others(&self) {
         let (remote, running) = (self.remote.clone(), self.lock().running.clone());
         // Nothing follows from it.
         let _ = tokio::task::spawn_blocking(move || remote.forget_others(&running)).await;
+    }
+
+    /// As `fetch`, for a look that changes nothing: what is waited for stays the same.
+    pub async fn peek(&self) -> Result<Arc<Fetched>, SourceError> {
+        self.remote.peek().await
     }
 
     /// Keeps what runs for a start without the source.

@@ -143,8 +143,15 @@ impl Remote {
         }
     }
 
-    /// The tree as it is now, on the disk.
+    /// The tree as it is now, on the disk. What `changed` waits for is anything newer than that.
     pub async fn fetch(&self) -> Result<Arc<Fetched>, SourceError> {
+        let fetched = self.peek().await?;
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(fetched.clone());
+        Ok(fetched)
+    }
+
+    /// The same, without an effect on `changed`.
+    pub async fn peek(&self) -> Result<Arc<Fetched>, SourceError> {
         let seen = self.seen();
         let snapshot = match &self.kind {
             Kind::Etcd(etcd) => etcd.fetch(&self.options).await?,
@@ -157,9 +164,7 @@ impl Remote {
             }
         };
         check(&snapshot.files, self.name(), &self.options)?;
-        let fetched = Arc::new(self.keep.lay(snapshot, &self.address.main, &self.options.work)?);
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(fetched.clone());
-        Ok(fetched)
+        Ok(Arc::new(self.keep.lay(snapshot, &self.address.main, &self.options.work)?))
     }
 
     /// Completes when the source may have something newer than what it gave last.
