@@ -283,7 +283,10 @@ async fn what_a_server_says_and_asks_at_work_goes_to_its_request_and_the_rest_to
         let get = http.ask(Method::GET, "/s").header("Mcp-Session-Id", &id);
         after.into_iter().fold(get, |get, after| get.header("Last-Event-ID", after))
     };
+    http.in_session("/s", &id, &call(6, "change", json!({}))).send().await.unwrap();
     let mut general = Events::of(listening(None)).await;
+    let early = general.next().await.unwrap().1;
+    assert_eq!(early["method"], "notifications/tools/list_changed", "it waits for a stream");
 
     let mut events =
         Events::of(http.in_session("/s", &id, &call(7, "progress", json!({ "_meta": { "progressToken": "p" } }))))

@@ -1,7 +1,7 @@
 //! One session of HTTP clients: the near end of a pipe in memory, behind which a `Session` or a `Router` works as for a client of JSON lines.
 //!
 //! It puts each line that comes out of the pipe on the stream where it belongs. An answer and progress: that of their request. What belongs
-//! to no request that can be told: in the legacy era the stream that GET has opened, or, for what a server says or asks while it works, that
+//! to no request that can be told: in the legacy era the stream that GET has opened, or will open within the bounds of the replay, or, for what a server says or asks while it works, that
 //! of the newest request; in the modern era that of the newest request if it is about its work, and else nobody.
 //!
 //! Invariants: every request that was taken is answered once, also when the session ends, but for one that the client cancels, whose stream ends; a client that does not read its stream for
@@ -155,7 +155,7 @@ pub fn new(
         inputs,
         lines: Lines::new(reader, writer, longest),
         waiting: HashMap::new(),
-        general: Stream { out: None, number: 0, sent: 0 },
+        general: Stream { out: None, number: 0, sent: 0, heard: 0 },
         replay: Replay::new(if kind == Kind::Legacy { limits.replay_bytes } else { 0 }),
         wake,
         idle_timeout: limits.idle_timeout,
@@ -218,6 +218,8 @@ struct Stream {
     out: Option<StreamSender>,
     number: u64,
     sent: u64,
+    /// The latest that was sent while somebody listened.
+    heard: u64,
 }
 
 impl Pump {
@@ -269,7 +271,7 @@ impl Pump {
     fn request(&mut self, line: &Bytes, out: StreamSender) {
         self.count += 1;
         out.set_number(self.count);
-        let stream = Stream { out: Some(out), number: self.count, sent: 0 };
+        let stream = Stream { out: Some(out), number: self.count, sent: 0, heard: 0 };
         // Whoever sent it has read it.
         let Ok(Message::Request(request)) = parse(line) else { return };
         let (endless, cancellable) = (request.method == LISTEN, request.method != INITIALIZE);
@@ -312,16 +314,15 @@ impl Pump {
     }
 
     fn listen(&mut self, after: Option<EventId>, out: StreamSender) {
-        let Some(last) = after else {
-            self.general.out = Some(out);
-            return;
-        };
+        // A server may have spoken before the client came to listen.
+        let last = after.unwrap_or(EventId { stream: 0, number: self.general.heard });
         for (id, line) in self.replay.after(last) {
             // An answer is the last of its stream.
             let ends = last.stream != 0 && matches!(parse(&line), Ok(Message::Answer(_)));
             out.send(Item { line, id, last: ends });
         }
         if last.stream == 0 {
+            self.general.heard = self.general.sent;
             self.general.out = Some(out);
         } else if let Some(waiting) = self.waiting.values_mut().find(|waiting| waiting.stream.number == last.stream) {
             waiting.stream.out = Some(out);
@@ -453,7 +454,8 @@ impl Stream {
         if !last || self.out.as_ref().is_some_and(StreamSender::is_committed) || self.sent > 1 {
             replay.push(id, line.clone());
         }
-        if let Some(out) = &self.out {
+        if let Some(out) = self.out.as_ref().filter(|out| !out.is_closed()) {
+            self.heard = self.sent;
             out.send(Item { line, id, last });
         }
     }
