@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::features::{Bed, Runs, TOKEN, TOOLS, expected, run};
+use crate::support::features::{Bed, Runs, TOKEN, expected, run};
 use crate::support::peers;
 use crate::support::upstream::with;
 
@@ -90,7 +90,6 @@ async fn the_inspectors_command_line_works_by_connect_and_url() {
         }
     }
     assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), bed.sidecar.stderr());
-    assert_eq!(TOOLS[0], "ask");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::sse::Parser;
 use super::unlisted::ToolCall;
@@ -110,17 +110,30 @@ impl Exchange {
 
     /// Reads the server's own messages, and connects again when the stream ends, for as long as the server offers one.
     pub async fn listen(self, mut last_id: Option<String>) {
-        let mut failures = 0_u32;
+        let (mut failures, mut conflicts) = (0_u32, 0_u32);
         let done = loop {
             let mut wait = RECONNECT;
             match self.get(last_id.as_deref()).await {
                 Ok(response) if response.status().is_success() && is_stream(&response) => {
-                    failures = 0;
+                    (failures, conflicts) = (0, 0);
                     self.tell(News::StreamAnswered).await;
-                    match self.stream(response, &mut last_id).await {
-                        Ok(end) => wait = end.retry.unwrap_or(RECONNECT),
-                        Err(trouble) => tracing::debug!(reason = trouble.message, "the upstream's stream broke"),
+                    let opened = Instant::now();
+                    let end = self.stream(response, &mut last_id).await;
+                    let retry = end.as_ref().ok().and_then(|end| end.retry);
+                    if let Err(trouble) = end {
+                        tracing::debug!(reason = trouble.message, "the upstream's stream broke");
                     }
+                    if retry.is_none() && opened.elapsed() > RECONNECT {
+                        // What the server says meanwhile would be lost.
+                        continue;
+                    }
+                    wait = retry.unwrap_or(RECONNECT);
+                }
+                // There may be one stream only, and the server has not noticed yet that the one before is gone.
+                Ok(response) if response.status() == StatusCode::CONFLICT && conflicts < CONFLICTS => {
+                    conflicts += 1;
+                    tokio::time::sleep(CONFLICT_RETRY).await;
+                    continue;
                 }
                 // 405: the server has no such stream. Nothing else that it says is reason to insist.
                 Ok(response) if response.status().is_client_error() || response.status().is_success() => {
@@ -421,6 +434,9 @@ const UNAUTHORIZED: &str = "http_401";
 const FORBIDDEN: &str = "http_403";
 const BROKEN: &str = "connection_broken";
 const STREAM_ENDED: &str = "stream_ended";
+/// How often, and after how long, a stream is wished for again that the server does not want beside another one.
+const CONFLICTS: u32 = 40;
+const CONFLICT_RETRY: Duration = Duration::from_millis(50);
 const RECONNECT: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// How long the end of a stream is awaited after the answer.

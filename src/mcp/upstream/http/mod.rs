@@ -4,8 +4,8 @@
 //! notifications) goes alone, in order, as over a pipe. Credentials are read at each request. A server that has forgotten the session
 //! (404) is told it anew, and what is safe to repeat is repeated once. An opening that fails, also because the server forgets the new
 //! session before it has been told all, is tried again for the next message, after a pause that grows. What a server asks by itself goes to
-//! the session's long stream, and is lost where there is none yet: after `notifications/initialized` nothing is sent before the server has answered
-//! to the wish for that stream, for `STREAM_PATIENCE` at most.
+//! the session's long stream, and is lost where there is none: after `notifications/initialized`, and after a rotation, nothing is sent before
+//! the server has answered to the wish for that stream, for `STREAM_PATIENCE` at most.
 //!
 //! Invariants: `running` has exactly the exchanges whose end has not been reported; nothing but the opening is sent while `opening` is
 //! not empty; what nobody waits for ends within the service's `timeout`; header values with secrets are marked sensitive and live no longer than their exchange.
@@ -71,7 +71,7 @@ pub struct HttpUpstream {
     /// Until it is over, an opening that has failed is not tried again.
     pause: Option<Pin<Box<Sleep>>>,
     stream: Option<(u64, AbortHandle)>,
-    /// The server has yet to answer to the wish for the stream of a new session; until this is over nothing else is sent.
+    /// The server has yet to answer to the wish for the stream; until this is over nothing else is sent.
     stream_awaited: Option<Pin<Box<Sleep>>>,
     /// The server did not accept the credentials of the long stream.
     stream_refused: bool,
@@ -217,7 +217,7 @@ impl HttpUpstream {
     /// Credentials have changed: the long stream, whose connection was opened with the old ones, is opened anew.
     pub fn rotated(&mut self) {
         if self.stream.is_some() || std::mem::take(&mut self.stream_refused) {
-            self.open_stream();
+            self.open_stream_first();
         }
         let listening: Vec<u64> = self.serials(|running| running.message.role == Role::Listen);
         for serial in listening {
@@ -364,8 +364,8 @@ impl HttpUpstream {
         self.stream_awaited = None;
     }
 
-    /// Opens the stream of a new session, which has to stand before the server may be asked anything.
-    fn open_first_stream(&mut self) {
+    /// Opens the stream, which has to stand before the server is asked anything more.
+    fn open_stream_first(&mut self) {
         self.open_stream();
         if self.stream.is_some() && !self.around.service.is_late_with_streams() {
             self.stream_awaited = Some(Box::pin(sleep(STREAM_PATIENCE)));

@@ -118,7 +118,7 @@ impl HttpUpstream {
 
     fn succeeded(&mut self, running: &Running) {
         if running.message.role == Role::Initialized {
-            self.open_first_stream();
+            self.open_stream_first();
         }
         if running.swallow && running.epoch == self.epoch && self.opening.is_empty() {
             self.opened = Some(Instant::now());

@@ -499,6 +499,14 @@ async fn nothing_is_asked_before_the_servers_stream_stands_or_is_refused() {
     assert!(stands >= pause && rig.upstream.stream.is_some(), "{stands:?}");
     let (refused, rig) = waited(later(|| status("405 Method Not Allowed", ""))).await;
     assert!(refused >= pause && rig.upstream.stream.is_none(), "{refused:?}");
+    let busy = std::sync::atomic::AtomicU32::new(3);
+    let (stands, rig) = waited(move || match busy.fetch_sub(1, Ordering::Relaxed) {
+        0 => Reply::Events(": hello\n\n".into(), true),
+        _ => status("409 Conflict", ""),
+    })
+    .await;
+    // The time is that since the last wish.
+    assert!(rig.asked("GET") == 4 && rig.upstream.stream.is_some(), "{stands:?}");
     let (failed, _) = waited(later(|| status("503 Service Unavailable", ""))).await;
     assert!(failed >= pause, "{failed:?}");
 }
