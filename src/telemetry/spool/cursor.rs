@@ -14,6 +14,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::disk::{DiskFile, Folder};
+use super::frame::MOST_NUMBER;
 
 pub struct Cursor {
     file: Option<Arc<dyn DiskFile>>,
@@ -71,7 +72,9 @@ fn parse(slot: &[u8]) -> Option<(u64, u64)> {
     if !slot.starts_with(MARKER) || crc32fast::hash(&slot[8..]) != sum {
         return None;
     }
-    Some((u64::from_le_bytes(*slot[8..].first_chunk()?), u64::from_le_bytes(*slot[16..].first_chunk()?)))
+    let (turn, number) =
+        (u64::from_le_bytes(*slot[8..].first_chunk()?), u64::from_le_bytes(*slot[16..].first_chunk()?));
+    (turn <= MOST_NUMBER && number <= MOST_NUMBER).then_some((turn, number))
 }
 
 const SLOT: usize = 32;

@@ -154,13 +154,14 @@ fn parse(payload: &Bytes) -> Option<Frame> {
     };
     let source_end = PAYLOAD_HEAD + usize::from(u16::from_le_bytes(*payload[6..].first_chunk()?));
     let position_end = source_end + usize::from(u16::from_le_bytes(*payload[8..].first_chunk()?));
-    if position_end > payload.len() {
+    let first = number(16)?;
+    if position_end > payload.len() || first > MOST_NUMBER {
         return None;
     }
     Some(Frame {
         kind,
         records: u32::from_le_bytes(*payload[12..].first_chunk()?),
-        first: number(16)?,
+        first,
         appended: UNIX_EPOCH.checked_add(Duration::from_millis(number(24)?)).unwrap_or(UNIX_EPOCH),
         source: payload.slice(PAYLOAD_HEAD..source_end),
         position: payload.slice(source_end..position_end),
@@ -214,6 +215,8 @@ fn short(length: usize) -> u16 {
 pub const PREFIX: usize = 8;
 const PAYLOAD_HEAD: usize = 32;
 const MARKER: &[u8; 4] = b"MSP1";
+/// No record gets a greater number; what says so was not written here.
+pub const MOST_NUMBER: u64 = 1 << 62;
 /// One body: half a segment.
 pub const MOST_BODY_BYTES: usize = 4 * 1024 * 1024;
 pub const MOST_SOURCE_BYTES: usize = 512;

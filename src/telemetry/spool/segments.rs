@@ -298,7 +298,8 @@ fn look_through(file: &Arc<dyn DiskFile>, segment: &Segment) -> io::Result<Seen>
                 seen.sources.extend(frame::checkpoints(&frame.body).map(|(source, at)| (source, at.to_vec())));
             }
             Kind::Records => {
-                seen.next = frame.first + u64::from(frame.records);
+                // Whatever stands there, a new record's number is beyond all of them.
+                seen.next = seen.next.max(frame.first + u64::from(frame.records));
                 if !frame.source.is_empty() {
                     let source = String::from_utf8_lossy(&frame.source).into_owned();
                     seen.sources.insert(source, frame.position.to_vec());
@@ -315,7 +316,8 @@ fn name_of(base: u64) -> String {
 
 fn base_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(SUFFIX).filter(|digits| digits.len() == 20)?;
-    digits.bytes().all(|digit| digit.is_ascii_digit()).then(|| digits.parse().ok())?
+    let base = digits.bytes().all(|digit| digit.is_ascii_digit()).then(|| digits.parse().ok())??;
+    (base <= frame::MOST_NUMBER).then_some(base)
 }
 
 const SUFFIX: &str = ".seg";
