@@ -369,6 +369,11 @@ def describe_sealing(folder: Path) -> dict:
     return {"pyrage_python": str(folder / "venv" / "bin" / "python")}
 
 
+def describe_ship(folder: Path) -> dict:
+    packages = folder / "venv" / "lib" / f"python{PYTHON[0]}.{PYTHON[1]}" / "site-packages"
+    return {"otelcol": str(packages / "otel_collector" / "bin" / "otelcol-contrib_linux_amd64")}
+
+
 def libpython_env() -> dict[str, str]:
     """What the loader needs to find libpython for rotel; empty where the interpreter has no shared library."""
     folder = sysconfig.get_config_var("LIBDIR") or ""
@@ -394,6 +399,7 @@ GROUPS = {
     "oauth": Group(None, node="oauth", describe=describe_oauth),
     "sealing": Group("sealing.txt", node=None, describe=describe_sealing),
     "sources": Group("sources.txt", node=None, describe=describe_sources),
+    "ship": Group("ship.txt", node=None, describe=describe_ship),
     "tools": Group("tools.txt", node=None, describe=describe_tools),
 }
 
