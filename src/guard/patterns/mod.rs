@@ -1,17 +1,18 @@
 //! Finds what looks like a credential, by its shape alone: vendors' keys, tokens, private keys, and what the configuration adds.
 //!
-//! One automaton over the fixed beginnings (`shapes`) finds the candidates; what follows is checked by hand, in one pass. The
+//! A table over the fixed beginnings (`shapes`) finds the candidates (`beginnings`); what follows is checked by hand, in one pass. The
 //! configuration's own patterns are regular expressions that run in linear time. Nothing here is secret.
 
+mod beginnings;
 mod shapes;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use aho_corasick::{AhoCorasick, MatchKind};
 use regex::bytes::{Regex, RegexBuilder};
 
 use super::GuardError;
+use beginnings::Beginnings;
 use shapes::{SHAPES, Shape};
 
 /// A pattern of the configuration: bytes, without Unicode classes, in the syntax of the crate `regex`.
@@ -23,7 +24,7 @@ pub struct Custom {
 
 pub struct Patterns {
     /// The shapes' beginnings, in the order of `SHAPES`.
-    beginnings: Option<AhoCorasick>,
+    beginnings: Option<Beginnings>,
     names: Vec<Arc<str>>,
     custom: Vec<(Arc<str>, Regex)>,
 }
@@ -37,13 +38,7 @@ pub struct Fit {
 
 impl Patterns {
     pub fn new(builtin: bool, custom: &[Custom]) -> Result<Self, GuardError> {
-        let beginnings = builtin.then(|| {
-            let beginnings = SHAPES.iter().map(|shape| shape.begins);
-            AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(beginnings)
-        });
-        let beginnings = beginnings
-            .transpose()
-            .map_err(|error| GuardError::Pattern { name: "builtin".to_owned(), reason: error.to_string() })?;
+        let beginnings = builtin.then(|| Beginnings::new(SHAPES.iter().map(|shape| shape.begins)));
         let names = SHAPES.iter().map(|shape| Arc::from(shape.name)).collect();
         let custom = custom.iter().map(|custom| Ok((custom.name.as_str().into(), compile(custom)?)));
         Ok(Self { beginnings, names, custom: custom.collect::<Result<_, GuardError>>()? })
@@ -55,15 +50,14 @@ impl Patterns {
         if let Some(beginnings) = &self.beginnings {
             let mut past = 0;
             let mut pem = shapes::PemEnds::default();
-            for hit in beginnings.find_iter(text) {
-                let at = hit.pattern().as_usize();
-                if hit.start() >= past
-                    && let Some(range) = fit(&SHAPES[at], text, hit.start(), &mut pem)
+            beginnings.each(text, |number, start| {
+                if start >= past
+                    && let Some(range) = fit(&SHAPES[number], text, start, &mut pem)
                 {
                     past = range.end;
-                    found.push(Fit { range, name: self.names[at].clone() });
+                    found.push(Fit { range, name: self.names[number].clone() });
                 }
-            }
+            });
         }
         for (name, regex) in &self.custom {
             let fits = regex.find_iter(text).filter(|fit| !fit.is_empty());
