@@ -117,10 +117,11 @@ fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<Domains, Part
     parts.push(part);
 
     let shipping = Shipping { redactor: redactor.clone(), sink: Arc::new(telemetry.clone()) };
-    let services = services::build(
+    let (services, part) = services::build(
         config.services.clone(),
         services::Outside { secrets: reader.clone(), control: reader.clone(), report: reader.clone() },
     )?;
+    parts.push(part);
     let outside = mcp::Outside {
         secrets: reader.clone(),
         control: reader.clone(),

@@ -13,6 +13,8 @@ mod bridge;
 mod cache;
 mod clients;
 mod conformance;
+mod database;
+mod database_logins;
 mod directory;
 mod drift;
 mod examples;

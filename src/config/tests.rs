@@ -279,7 +279,12 @@ fn what_would_have_no_effect_is_refused() {
         ("a.yaml", "type: mcp\ncommand: [cat]\ntls: { ca_file: b }\ntimeout: 0s\ndriver: mysql\n"),
     ]);
     let found = folder.problems(&folder.sources()).join("\n");
-    for words in ["`url` does not belong", "`tls` belongs to", "expected a duration", "`driver` is not"] {
+    for words in [
+        "`url` does not belong",
+        "`tls` belongs to",
+        "expected a duration",
+        "`driver` belongs to a service of `type: database`",
+    ] {
         assert!(found.contains(words), "{words}: {found}");
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use super::resources::{self, Resources, listed};
 use crate::ports::LocalAnswer;
 
 /// A kind of service.
@@ -20,13 +21,18 @@ pub trait Served: Send + Sync {
 
     /// Calls one of the tools. `None`: there is no such tool.
     fn call(self: Arc<Self>, tool: &str, arguments: Map<String, Value>) -> Option<CallFuture>;
+
+    /// Its resources, where it is of a kind that has any.
+    fn resources(self: Arc<Self>) -> Option<Arc<dyn Resources>> {
+        None
+    }
 }
 
-pub type CallFuture = Pin<Box<dyn Future<Output = Called> + Send>>;
+pub type CallFuture<T = Output> = Pin<Box<dyn Future<Output = Called<T>> + Send>>;
 
 /// What has come of a call, and with which secrets.
-pub struct Called {
-    pub outcome: Result<Output, Trouble>,
+pub struct Called<T = Output> {
+    pub outcome: Result<T, Trouble>,
     /// `item@version`.
     pub versions: Arc<[String]>,
 }
@@ -85,31 +91,33 @@ pub async fn answer(served: Arc<dyn Served>, message: Bytes) -> LocalAnswer {
     if method == "tools/call" {
         return call(served, id, params, modern).await;
     }
-    let body = match result_of(&*served, &method, &params, modern) {
+    let resources = served.clone().resources();
+    let has_resources = resources.is_some();
+    if let Some(resources) = resources
+        && let Some(answered) = resources::answer(resources, &method, &params, modern).await
+    {
+        return of_resources(id, answered, modern);
+    }
+    let body = match result_of(&*served, &method, &params, modern, has_resources) {
         Some(result) => Body::Result(complete(result, modern)),
         None => error(METHOD_NOT_FOUND, "method not found"),
     };
     line(id, body, Arc::default())
 }
 
-fn result_of(served: &dyn Served, method: &str, params: &Value, modern: bool) -> Option<Value> {
-    let list = |name: &str, list: Vec<Value>| {
-        let mut result = json!({ name: list });
-        if modern {
-            result["ttlMs"] = 0.into();
-            result["cacheScope"] = "private".into();
-        }
-        Some(result)
+fn result_of(served: &dyn Served, method: &str, params: &Value, modern: bool, resources: bool) -> Option<Value> {
+    let list = |name: &str, list: Vec<Value>| Some(listed(name, list, modern));
+    let capabilities = || {
+        if resources { json!({ "tools": {}, "resources": {}, "completions": {} }) } else { json!({ "tools": {} }) }
     };
     match method {
         "initialize" => {
             let asked = params["protocolVersion"].as_str().unwrap_or_default();
             let version = LEGACY.into_iter().find(|known| *known == asked).unwrap_or(LEGACY[0]);
-            let capabilities = json!({ "tools": {} });
-            Some(json!({ "protocolVersion": version, "capabilities": capabilities, "serverInfo": server_info() }))
+            Some(json!({ "protocolVersion": version, "capabilities": capabilities(), "serverInfo": server_info() }))
         }
         "server/discover" => Some(json!({
-            "supportedVersions": [MODERN], "capabilities": { "tools": {} }, "serverInfo": server_info(),
+            "supportedVersions": [MODERN], "capabilities": capabilities(), "serverInfo": server_info(),
             "ttlMs": 0, "cacheScope": "private",
         })),
         "ping" => Some(json!({})),
@@ -144,6 +152,19 @@ async fn call(served: Arc<dyn Served>, id: &RawValue, mut params: Value, modern:
         Err(Trouble::Behind { kind, reason }) => return LocalAnswer::Failed { kind, reason, versions },
     };
     line(id, Body::Result(complete(result, modern)), versions)
+}
+
+fn of_resources(id: &RawValue, answered: resources::Answered, modern: bool) -> LocalAnswer {
+    let resources::Answered { outcome, versions } = answered;
+    let body = match outcome {
+        Ok(Ok(result)) => Body::Result(complete(result, modern)),
+        Ok(Err((code, message, None))) => error(code, &message),
+        Ok(Err((code, message, Some(data)))) => Body::Error(json!({ "code": code, "message": message, "data": data })),
+        // Words of a tool are errors by now.
+        Err(Trouble::Tool(reason)) => error(INVALID_PARAMS, &reason),
+        Err(Trouble::Behind { kind, reason }) => return LocalAnswer::Failed { kind, reason, versions },
+    };
+    line(id, body, versions)
 }
 
 fn complete(mut result: Value, modern: bool) -> Value {

@@ -6,6 +6,7 @@
 
 mod destination;
 mod trust;
+mod unverified;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 pub use self::destination::Destination;
 pub use self::trust::Trust;
+use self::unverified::Unverified;
 
 /// The text of each variant includes its cause, because a refused reload shows nothing but the text.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +68,16 @@ impl Files {
             Some(client) if scheme == "https" => client.config(roots),
             _ => client_config(roots),
         }
+    }
+
+    /// As `client_config`, of a client that takes any certificate of a server: what is sent is encrypted, and it is not known for whom.
+    pub fn client_config_unverified(&self) -> Result<ClientConfig, TlsError> {
+        let mut config = match &self.client {
+            Some(client) => client.config(RootCertStore::empty())?,
+            None => client_config(RootCertStore::empty())?,
+        };
+        config.dangerous().set_certificate_verifier(Arc::new(Unverified::default()));
+        Ok(config)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -166,14 +178,22 @@ fn pem_words(error: &rustls::pki_types::pem::Error) -> String {
 }
 
 fn roots_of_system() -> Result<RootCertStore, TlsError> {
-    let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(found.certs);
+    roots.add_parsable_certificates(system_certificates()?);
     if roots.is_empty() {
+        return Err(TlsError::NoSystemRoots { reason: String::new() });
+    }
+    Ok(roots)
+}
+
+/// Those of the system's authorities, at least one.
+pub fn system_certificates() -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() {
         let reason = found.errors.first().map(|error| format!(": {error}")).unwrap_or_default();
         return Err(TlsError::NoSystemRoots { reason });
     }
-    Ok(roots)
+    Ok(found.certs)
 }
 
 fn stamp_of(path: &Path) -> Option<[i64; 7]> {

@@ -310,6 +310,16 @@ def describe_databases(folder: Path) -> dict:
     return {"initdb": str(programs / "initdb"), "postgres": str(programs / "postgres"), "valkey": str(valkey)}
 
 
+def describe_mariadb(folder: Path) -> dict:
+    """The server, its files, and where the loader finds the libraries that the machine itself may lack."""
+    share = folder / "root" / "usr" / "share" / "mysql"
+    return {
+        "mariadbd": str(folder / "root" / "usr" / "sbin" / "mariadbd"),
+        "mariadb_share": str(share),
+        "mariadb_libraries": str(folder / "root" / "usr" / "lib" / f"{platform.machine()}-linux-gnu"),
+    }
+
+
 def describe_nginx(folder: Path) -> dict:
     return {"nginx": debian.program("nginx", folder / "root" / "usr" / "sbin" / "nginx")}
 
@@ -394,6 +404,7 @@ GROUPS = {
     "inspector": Group(None, node="inspector", describe=describe_inspector),
     "rmcp": Group(None, node=None, describe=describe_rmcp, crate="rmcp"),
     "databases": Group("databases.txt", node=None, describe=describe_databases),
+    "mariadb": Group(None, node=None, describe=describe_mariadb, debian=("mariadb-server-core", "libaio1", "libnuma1", "liburing2")),
     "nginx": Group(None, node=None, describe=describe_nginx, debian=("nginx",)),
     "aws": Group("aws.txt", node=None, describe=describe_aws),
     "oauth": Group(None, node="oauth", describe=describe_oauth),

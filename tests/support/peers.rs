@@ -35,8 +35,8 @@ fn all() -> &'static Value {
 }
 
 /// The groups that the tests need.
-const GROUPS: [&str; 10] =
-    ["base", "conformance", "inspector", "rmcp", "databases", "aws", "nginx", "oauth", "sealing", "sources"];
+const GROUPS: [&str; 11] =
+    ["base", "conformance", "inspector", "rmcp", "databases", "mariadb", "aws", "nginx", "oauth", "sealing", "sources"];
 
 /// Runs install.py, which does nothing where everything is there, with the Python that it wants where there is one by that name.
 fn install() -> Vec<u8> {

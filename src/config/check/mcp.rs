@@ -132,18 +132,15 @@ pub struct Service {
 }
 
 pub fn service(mut raw: RawServiceFile, default_timeout: Duration, check: &mut Check<'_>) -> Option<Service> {
-    if raw.kind == RawServiceKind::Database {
-        let message = "this type of service is not available in this version; `mcp`, `http` and `vault` are";
-        check.problem(&["type"], message);
-        return None;
+    if raw.kind != RawServiceKind::Database {
+        super::database::refuse_keys(&raw, check);
     }
-    refuse_later_keys(&raw, check);
     let timeout = raw.timeout.as_ref().map_or(default_timeout, |timeout| timeout.0);
     if timeout.is_zero() {
         check.problem(&["timeout"], "expected more than nothing");
     }
     if raw.kind != RawServiceKind::Mcp {
-        return Some(local(raw, timeout, check));
+        return local(raw, timeout, check);
     }
     super::services::refuse_requests(&raw, check);
     refuse_items(&raw, check);
@@ -164,7 +161,7 @@ pub fn service(mut raw: RawServiceFile, default_timeout: Duration, check: &mut C
 }
 
 /// A service that mcpeg serves itself.
-fn local(mut raw: RawServiceFile, timeout: Duration, check: &mut Check<'_>) -> Service {
+fn local(mut raw: RawServiceFile, timeout: Duration, check: &mut Check<'_>) -> Option<Service> {
     for (key, given) in [
         ("command", raw.command.is_some()),
         ("url", raw.url.is_some()),
@@ -184,11 +181,13 @@ fn local(mut raw: RawServiceFile, timeout: Duration, check: &mut Check<'_>) -> S
             check.problem(&[key], format!("`{key}` belongs to a service of `type: mcp`"));
         }
     }
-    let settings = if raw.kind == RawServiceKind::Vault {
-        super::services::vault(&mut raw, check)
-    } else {
+    if raw.kind != RawServiceKind::Vault {
         refuse_items(&raw, check);
-        super::services::http(&mut raw, check)
+    }
+    let settings = match raw.kind {
+        RawServiceKind::Vault => super::services::vault(&mut raw, check),
+        RawServiceKind::Database => super::database::settings(&mut raw, timeout, check)?,
+        RawServiceKind::Http | RawServiceKind::Mcp => super::services::http(&mut raw, check),
     };
     let policy = super::policy::settings(&mut raw, check);
     let upstream = UpstreamSettings::Local(LocalSettings {
@@ -196,20 +195,13 @@ fn local(mut raw: RawServiceFile, timeout: Duration, check: &mut Check<'_>) -> S
         items: settings.items(),
         content: check.tree.content(),
     });
-    Service { mcp: ServiceSettings { upstream, timeout, policy }, local: Some(settings) }
+    Some(Service { mcp: ServiceSettings { upstream, timeout, policy }, local: Some(settings) })
 }
 
 fn refuse_items(raw: &RawServiceFile, check: &mut Check<'_>) {
     if raw.items.is_some() {
         check.problem(&["items"], "`items` belongs to a service of `type: vault`");
     }
-}
-
-/// Keys that later versions serve.
-fn refuse_later_keys(raw: &RawServiceFile, check: &mut Check<'_>) {
-    check.unavailable_if(raw.driver.is_some(), &["driver"]);
-    check.unavailable_if(raw.connection.is_some(), &["connection"]);
-    check.unavailable_if(raw.pool.is_some(), &["pool"]);
 }
 
 fn stdio(raw: RawServiceFile, check: &mut Check<'_>) -> StdioSettings {

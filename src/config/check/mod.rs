@@ -3,6 +3,7 @@
 //! Each file here serves one domain. A section that this version does not serve is refused by name, never ignored.
 
 pub mod aws;
+pub mod database;
 pub mod files;
 pub mod groups;
 pub mod hooks;

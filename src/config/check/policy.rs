@@ -148,8 +148,12 @@ fn resources(raw: Vec<RawResource>, check: &mut Check<'_>) -> Vec<ResourceSettin
     for (index, raw) in raw.into_iter().enumerate() {
         let number = index.to_string();
         let at = |key| ["resources", number.as_str(), key];
-        check.unavailable_if(raw.handler.is_some(), &at("handler"));
-        check.unavailable_if(raw.max_rows.is_some(), &at("max_rows"));
+        // A database has taken its own.
+        for (key, given) in [("handler", raw.handler.is_some()), ("max_rows", raw.max_rows.is_some())] {
+            if given {
+                check.problem(&at(key), format!("`{key}` belongs to a service of `type: database`"));
+            }
+        }
         let cache = cache(raw.cache_ttl, raw.cache_scope, &at("cache_scope"), check);
         let Some(pattern) = template(&raw.pattern, &at("pattern"), check) else { continue };
         let timeout = raw.timeout.map(|timeout| timeout.0);

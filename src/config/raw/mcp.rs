@@ -204,12 +204,14 @@ pub struct RawServiceFile {
     pub resources: Option<Vec<RawResource>>,
     /// Of `type: vault`: the items of `secrets.items` that are shown. Default: all.
     pub items: Option<Vec<String>>,
-    /// Not available in this version: the database of a `type: database` service.
+    /// Of `type: database`, required there: what kind of database it is.
     pub driver: Option<RawDriver>,
-    /// Not available in this version.
+    /// Of `type: database`, required there: where the database is, and as whom it is asked.
     pub connection: Option<RawConnection>,
-    /// Not available in this version.
+    /// Of `type: database`: how many connections there are, and how long.
     pub pool: Option<RawPool>,
+    /// Of `type: database`: `false` lets statements change the database, as far as its user may. Default: `true`.
+    pub read_only: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -245,7 +247,7 @@ pub struct RawResourceLimits {
 pub enum RawServiceKind {
     /// An MCP server that is proxied.
     Mcp,
-    /// Not available in this version.
+    /// A database, asked in SQL.
     Database,
     /// An HTTP interface: each of `tools` is a request to it.
     Http,
@@ -267,26 +269,58 @@ pub enum RawOnRotate {
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RawDriver {
+    /// MySQL and MariaDB.
     Mysql,
     Postgres,
     Sqlite,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+/// Where a database is. Files of TLS stand under `tls` of the service file.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawConnection {
+    /// Default: `localhost`.
     pub host: Option<String>,
+    /// Default: 3306 of MySQL, 5432 of PostgreSQL.
     pub port: Option<u16>,
+    /// In place of `host`, a Unix socket: of MySQL its path, of PostgreSQL the folder in which it lies.
+    pub socket: Option<RawPath>,
+    /// Required, but of SQLite.
     pub database: Option<String>,
+    /// As whom mcpeg logs in. Read for each new connection.
     pub username: Option<RawSecretText>,
+    /// Read for each new connection. Left out: none.
     pub password: Option<RawSecretText>,
+    /// Of SQLite, required there: the file.
     pub path: Option<RawPath>,
+    /// For a new connection to be made. Default: `10s`.
+    pub timeout: Option<RawDuration>,
+    /// Default: `verify` where the service file has `tls`, else `disable`.
+    pub tls: Option<RawDatabaseTls>,
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RawDatabaseTls {
+    /// Nothing is encrypted.
+    Disable,
+    /// Encrypted, whoever the server is.
+    Require,
+    /// Encrypted, and the server has to prove its name.
+    Verify,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawPool {
+    /// Connections at one time, in use or not. Default: 10.
+    #[schemars(range(min = 1, max = 1000))]
     pub max_connections: Option<u32>,
+    /// Connections that are kept open while nothing is asked. Default: 2.
+    #[schemars(range(min = 0, max = 1000))]
     pub idle_connections: Option<u32>,
+    /// An older connection is closed once nobody uses it. Default: `1h`.
     pub connection_lifetime: Option<RawDuration>,
+    /// How long a call waits for a connection when all are in use. Default: `5s`.
+    pub wait_timeout: Option<RawDuration>,
 }

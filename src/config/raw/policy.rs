@@ -90,9 +90,10 @@ pub struct RawTool {
     /// Calls of all clients together; more are refused. As many may come at once. Default: no bound.
     pub rate: Option<RawRate>,
     /// A larger result is withheld, and the model told so. Default: `transports.limits.max_message_mb`; of `type: http`, whose answers
-    /// are read no further: `1MiB`.
+    /// are read no further: `1MiB`. Of `type: database` rows that are beyond it are left out, and that is said; default: `1MiB`.
     pub max_bytes: Option<RawSize>,
-    /// Longer lists, in structured content or in text that is JSON, are cut. Default: no bound.
+    /// Longer lists, in structured content or in text that is JSON, are cut. Default: no bound. Of `type: database`: rows, or tables, that
+    /// are given at most, which is said; default: 1000.
     #[schemars(range(max = 10000000))]
     pub max_rows: Option<u32>,
     /// Of `type: http`: the request's method. Default: `GET`.
@@ -138,16 +139,27 @@ pub enum RawCacheScope {
 pub struct RawResource {
     /// Addresses: `{name}` stands for one segment, `{+name}` and `*` for any characters. The first that matches holds.
     pub pattern: String,
-    /// Not available in this version.
-    pub handler: Option<String>,
+    /// Of `type: database`, required there: what a resource of the pattern, in which `{table}` stands for a table, is.
+    pub handler: Option<RawHandler>,
     /// From a request's arrival to its answer. Default: the service's.
     pub timeout: Option<RawDuration>,
     /// Contents are kept so long. Default: as the server says.
     pub cache_ttl: Option<RawDuration>,
     /// Who gets what is kept. Default: `private`.
     pub cache_scope: Option<RawCacheScope>,
-    /// A larger content is withheld. Default: `transports.limits.max_message_mb`.
+    /// A larger content is withheld. Default: `transports.limits.max_message_mb`. Of `type: database` rows that are beyond it are left out;
+    /// default: `1MiB`.
     pub max_bytes: Option<RawSize>,
-    /// Not available in this version.
-    pub max_rows: Option<u64>,
+    /// Of `type: database`: rows that are given at most. Default: 100.
+    #[schemars(range(max = 10000000))]
+    pub max_rows: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RawHandler {
+    /// The table's columns, keys and indexes.
+    GetTableSchema,
+    /// Its first rows.
+    GetSampleData,
 }

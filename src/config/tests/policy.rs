@@ -71,7 +71,7 @@ peers: [ { peers: [udp] } ]
         (6, "only one tool can be described"),
         (7, "another tool has this name"),
         (9, "expected a rate"),
-        (10, "`resources.0.handler` is not available"),
+        (10, "expected one of `get_table_schema`"),
         (10, "is none of `{name}` and `{+name}`"),
         (11, "expected one of `tcp`"),
     ] {

@@ -1,5 +1,6 @@
 //! What the services domain is told by the configuration, checked.
 
+pub mod database;
 pub mod template;
 
 use std::collections::BTreeSet;
@@ -7,12 +8,14 @@ use std::collections::BTreeSet;
 use http::{HeaderName, Method};
 use serde_json::{Map, Value};
 
+use self::database::DatabaseSettings;
 use self::template::{Text, UrlTemplate};
 use crate::secret::SecretText;
 use crate::tls::Files;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum ServiceSettings {
+    Database(Box<DatabaseSettings>),
     Http(HttpSettings),
     Vault(VaultSettings),
 }
@@ -21,6 +24,7 @@ impl ServiceSettings {
     /// The service file's `type`.
     pub fn kind(&self) -> &'static str {
         match self {
+            Self::Database(_) => "database",
             Self::Http(_) => "http",
             Self::Vault(_) => "vault",
         }
@@ -28,9 +32,13 @@ impl ServiceSettings {
 
     /// The items of secrets that are referred to.
     pub fn items(&self) -> BTreeSet<String> {
-        let Self::Http(http) = self else { return BTreeSet::new() };
-        let texts = http.tools.iter().flat_map(|tool| tool.headers.iter().map(|(_, text)| text));
-        texts.flat_map(SecretText::references).map(|reference| reference.item.clone()).collect()
+        let texts: Vec<&SecretText> = match self {
+            Self::Database(database) => database.username.iter().chain(&database.password).collect(),
+            Self::Http(http) => http.tools.iter().flat_map(|tool| tool.headers.iter().map(|(_, text)| text)).collect(),
+            Self::Vault(_) => Vec::new(),
+        };
+        let references = texts.into_iter().flat_map(SecretText::references);
+        references.map(|reference| reference.item.clone()).collect()
     }
 }
 
