@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::leases;
 use crate::support::bao::{Bao, ROOT_TOKEN};
-use crate::support::database::{ask, folder, rows, served};
+use crate::support::database::{ask, folder, of_postgres, rows, served};
 use crate::support::mariadb::{self, Mariadb};
 use crate::support::mcp::Client;
 use crate::support::nginx::Certificates;
@@ -194,6 +194,37 @@ async fn a_database_that_is_away_opens_the_breaker_and_serves_when_it_is_back() 
         ask(&mut client, "select 1 as a", json!([])).await.get("result").map(drop)
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_kept_as_the_pool_says_and_a_reload_takes_new_ones() {
+    let server = Postgres::start().await;
+    let with = |pool: &str| format!("type: database\n{}", of_postgres(&server, pool));
+    let open = || -> u32 {
+        let asked = "select count(*) from pg_stat_activity where application_name = 'mcpeg'";
+        server.query(asked).unwrap().trim().parse().unwrap()
+    };
+    let (sidecar, _client) = served(&of_postgres(&server, "pool: { max_connections: 5, idle_connections: 2 }")).await;
+    let mut agents = tokio::task::JoinSet::new();
+    for _ in 0..5 {
+        let mut client = Client::initialized(&sidecar.service_socket("db")).await;
+        agents.spawn(async move { rows(&mut client, "select pg_sleep(1)", json!([])).await });
+    }
+    eventually(Duration::from_secs(5), "all five are in use", async || (open() == 5).then_some(())).await;
+    // A reload in the meantime breaks off nothing.
+    sidecar
+        .folder
+        .write("db.yaml", &with("pool: { max_connections: 5, idle_connections: 1, connection_lifetime: 2s }"));
+    assert!(sidecar.folder.mcpeg(&["reload"]).status.success());
+    assert_eq!(agents.join_all().await.len(), 5);
+    eventually(Duration::from_secs(2), "none of the pool before is left", async || (open() == 0).then_some(())).await;
+    let mut client = Client::initialized(&sidecar.service_socket("db")).await;
+    rows(&mut client, "select 1 as a", json!([])).await;
+    assert_eq!(open(), 1);
+    eventually(Duration::from_secs(4), "it is too old", async || (open() == 0).then_some(())).await;
+    rows(&mut client, "select 1 as a", json!([])).await;
+    assert!(sidecar.stop().await.success());
+    eventually(Duration::from_secs(2), "nothing is left", async || (open() == 0).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
