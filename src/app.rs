@@ -107,7 +107,13 @@ fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<Domains, Part
     let reader = Arc::new(secrets.clone());
     telemetry.attach_secrets(reader.clone());
 
-    let (storage, part) = storage::build(config.storage.clone(), reader.clone(), &meter)?;
+    let outside = storage::Outside {
+        secrets: reader.clone(),
+        control: reader.clone(),
+        metrics: Arc::new(telemetry.clone()),
+        name: config.name.clone(),
+    };
+    let (storage, part) = storage::build(config.storage.clone(), outside, &meter)?;
     parts.push(part);
 
     let (serve, part) = serve::build(config.serve.clone(), reader.clone(), audit.clone(), &meter)?;
@@ -179,6 +185,8 @@ fn surface(
     Surface {
         reports,
         metrics: Arc::new(telemetry.clone()),
+        points: storage.metrics(),
+        backup: storage.backup(),
         reload: reloader.clone(),
         secrets: Arc::new(secrets.clone()),
         control: Arc::new(secrets.clone()),

@@ -11,6 +11,7 @@ mod aws_login;
 mod bounds;
 mod bridge;
 mod cache;
+mod carry;
 mod clients;
 mod conformance;
 mod database;

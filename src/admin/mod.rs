@@ -11,6 +11,7 @@ mod bind;
 pub mod client;
 mod connections;
 mod metrics;
+mod points;
 mod routes;
 mod server;
 pub mod settings;
@@ -26,7 +27,7 @@ use tracing::error;
 
 use crate::lifecycle::{Part, Readiness, ReadyState, Stage};
 use crate::local_socket::SocketError;
-use crate::ports::{AuditReader, MetricsText, Reload, SecretControl, SecretReader, StatusReport};
+use crate::ports::{AuditReader, Backup, MetricsStore, MetricsText, Reload, SecretControl, SecretReader, StatusReport};
 
 use bind::Listeners;
 use metrics::AdminMetrics;
@@ -37,6 +38,9 @@ use settings::AdminSettings;
 pub struct Surface {
     pub reports: Vec<Arc<dyn StatusReport>>,
     pub metrics: Arc<dyn MetricsText>,
+    /// Points of the last hours.
+    pub points: Arc<dyn MetricsStore>,
+    pub backup: Arc<dyn Backup>,
     pub reload: Arc<dyn Reload>,
     /// Where the TCP socket's token is.
     pub secrets: Arc<dyn SecretReader>,

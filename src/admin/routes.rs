@@ -30,6 +30,7 @@ use crate::secret::is_name;
 
 use super::Surface;
 use super::access::{self, Refusal};
+use super::points::{self, Wrong};
 use super::server::{Door, Shared, WAIT_FOR_RELOAD};
 
 pub type Answer = Response<Full<Bytes>>;
@@ -44,6 +45,8 @@ pub enum Route {
     Refresh,
     Audit,
     Diff,
+    Points,
+    Backup,
     Reload,
     Unknown,
 }
@@ -59,6 +62,8 @@ impl Route {
             "/v1/secrets" => Self::Secrets,
             "/v1/audit" => Self::Audit,
             "/v1/diff" => Self::Diff,
+            "/v1/metrics" => Self::Points,
+            "/v1/storage/backup" => Self::Backup,
             path if item_of_refresh(path).is_some() => Self::Refresh,
             _ => Self::Unknown,
         }
@@ -75,6 +80,8 @@ impl Route {
             Self::Refresh => "/v1/secrets/{item}/refresh",
             Self::Audit => "/v1/audit",
             Self::Diff => "/v1/diff",
+            Self::Points => "/v1/metrics",
+            Self::Backup => "/v1/storage/backup",
             Self::Reload => "/v1/reload",
             Self::Unknown => "other",
         }
@@ -114,6 +121,15 @@ pub async fn answer(shared: &Shared, door: Door, request: &Parts) -> Answer {
         Route::Refresh => refresh(shared, request.uri.path()).await,
         Route::Audit => audit(shared, request.uri.query().unwrap_or_default()),
         Route::Diff => diff(shared).await,
+        Route::Points => match points::answer(&*shared.surface.points, request.uri.query().unwrap_or_default()).await {
+            Ok(answer) => json_answer(StatusCode::OK, &answer),
+            Err(Wrong::Question(reason)) => error(StatusCode::BAD_REQUEST, &reason),
+            Err(Wrong::Store(reason)) => error(StatusCode::INTERNAL_SERVER_ERROR, &reason),
+        },
+        Route::Backup => match shared.surface.backup.dump().await {
+            Ok(bytes) => of_bytes(StatusCode::OK, "application/octet-stream", bytes),
+            Err(failed) => error(StatusCode::INTERNAL_SERVER_ERROR, &failed.to_string()),
+        },
         Route::Reload => reload(shared).await,
         Route::Unknown => error(StatusCode::NOT_FOUND, "there is nothing at this path"),
     }
@@ -261,7 +277,11 @@ fn json_answer(status: StatusCode, value: &Value) -> Answer {
 }
 
 fn text(status: StatusCode, content_type: &'static str, body: String) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    of_bytes(status, content_type, Bytes::from(body))
+}
+
+fn of_bytes(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));

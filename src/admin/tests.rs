@@ -53,6 +53,32 @@ impl StatusReport for World {
     }
 }
 
+impl crate::ports::MetricsStore for World {
+    fn record(&self, _: Vec<crate::ports::MetricPoint>) -> crate::ports::StoreFuture<()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn query(&self, query: crate::ports::MetricQuery) -> crate::ports::StoreFuture<Vec<crate::ports::MetricSeries>> {
+        let series = crate::ports::MetricSeries {
+            name: query.name,
+            tags: query.tags.into_iter().collect(),
+            points: vec![(1, 2.0)],
+            value: None,
+        };
+        Box::pin(std::future::ready(Ok(vec![series])))
+    }
+
+    fn snapshot(&self) -> crate::ports::StoreFuture<()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+impl crate::ports::Backup for World {
+    fn dump(&self) -> crate::ports::StoreFuture<bytes::Bytes> {
+        Box::pin(std::future::ready(Ok("all that is kept".into())))
+    }
+}
+
 impl MetricsText for World {
     fn prometheus(&self) -> String {
         assert!(!self.starting.lock().unwrap().iter().any(|(part, _)| part == "panic"), "asked to panic");
@@ -130,6 +156,8 @@ impl SecretControl for World {
 fn surface(world: &Arc<World>) -> Surface {
     let parts = world.clone();
     Surface {
+        points: world.clone(),
+        backup: world.clone(),
         reports: vec![world.clone()],
         metrics: world.clone(),
         reload: world.clone(),

@@ -8,11 +8,13 @@ mod connect;
 mod control;
 mod demo;
 mod diff;
+mod metrics;
 mod render;
 mod run;
 mod seal;
 mod secrets;
 mod source;
+mod storage;
 
 use std::future::Future;
 use std::io::Write;
@@ -70,6 +72,14 @@ enum Command {
     Diff(diff::DiffArgs),
     /// What the running sidecar knows of its secrets; fetch one now
     Secrets(secrets::SecretsArgs),
+    /// What the running sidecar has measured in the last hours
+    Metrics(metrics::MetricsArgs),
+    /// Write what is kept of services and metrics into a file, also while the sidecar runs
+    Backup(storage::BackupArgs),
+    /// Put a backup in the place of what is kept; the sidecar must not run
+    Restore(storage::RestoreArgs),
+    /// Carry what is kept from one kind of store to another; the sidecar must not run
+    Migrate(storage::MigrateArgs),
     /// The audit trail: its newest events, and whether it was touched
     Audit(audit::AuditArgs),
     /// Encrypt a file in place (age), or make a key for that
@@ -95,6 +105,7 @@ impl Command {
             Self::Check(_) | Self::Render(_) => Some(Purpose::Look),
             Self::Connect(_) | Self::Status(_) | Self::Reload(_) | Self::Diff(_) => Some(Purpose::Ask),
             Self::Secrets(_) | Self::Audit(_) => Some(Purpose::Ask),
+            Self::Metrics(_) | Self::Backup(_) | Self::Restore(_) | Self::Migrate(_) => Some(Purpose::Ask),
             Self::Seal(_) | Self::Unseal(_) | Self::Schema(_) | Self::Demo(_) => None,
             Self::Completions { .. } | Self::DemoServer(_) => None,
         }
@@ -133,6 +144,10 @@ pub fn main() -> ExitCode {
         Command::Reload(args) => control::reload(&sources, &args),
         Command::Diff(args) => diff::diff(&sources, &args),
         Command::Secrets(args) => secrets::secrets(&sources, &args),
+        Command::Metrics(args) => metrics::metrics(&sources, &args),
+        Command::Backup(args) => storage::backup(&sources, &args),
+        Command::Restore(args) => storage::restore(&sources, &args),
+        Command::Migrate(args) => storage::migrate(&sources, &args),
         Command::Audit(args) => audit::audit(&sources, &args),
         Command::Seal(args) => seal::seal(&args),
         Command::Unseal(args) => seal::unseal(&args),

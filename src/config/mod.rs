@@ -36,7 +36,7 @@ use crate::render::settings::TemplateSettings;
 use crate::secret::SecretRef;
 use crate::secrets::settings::{SecretsSettings, ServeSettings};
 use crate::services::settings as local;
-use crate::storage::settings::StorageSettings;
+use crate::storage::settings::{RuntimeKind, StorageSettings};
 use crate::telemetry::settings::TelemetrySettings;
 
 use check::Check;
@@ -48,6 +48,7 @@ use raw::RawConfig;
 use raw::mcp::{RawService, RawServiceFile};
 use shape::Shape;
 use tree::{Node, Origin};
+pub use units::parse_duration as duration;
 
 /// A configuration that was checked whole.
 #[derive(Debug, Clone, PartialEq)]
@@ -132,7 +133,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     let mut raw: RawConfig = read_raw(&tree, problems)?;
 
     let mut check = Check { tree: &tree, problems };
-    let storage = check::storage::storage(&mut raw.storage, folder, &mut check);
+    let storage = check::storage::storage(&mut raw.storage, raw.global.pid_file.take(), folder, &mut check);
     let lock_memory = check::operation::security(&raw.security, &mut check);
     let leak_guard = check::operation::leak_guard(&raw.security);
     let redaction = check::operation::redaction(raw.security.redaction, &mut check);
@@ -327,6 +328,27 @@ pub fn sockets(sources: &Sources) -> Result<Sockets, Problems> {
         }
     };
     Ok(Sockets { mcp: path("transports", "run/mcpeg.sock"), admin: path("admin", "run/admin.sock") })
+}
+
+/// A store that the command line describes, with the keys of `storage.runtime`.
+pub fn runtime_of(sources: &Sources, written: serde_json::Value) -> Result<RuntimeKind, Problems> {
+    let mut problems = Problems::default();
+    let main = sources.main_file().unwrap_or_default();
+    let folder = sources.folder(&main);
+    let runtime = match serde_json::from_value(written) {
+        Ok(raw) => {
+            let tree = Node::text("", false, Origin::Flag("the command line".to_owned()));
+            check::storage::runtime(raw, folder, &mut Check { tree: &tree, problems: &mut problems })
+        }
+        Err(error) => {
+            problems.push(Problem::nowhere(error.to_string()));
+            None
+        }
+    };
+    match runtime {
+        Some(runtime) if problems.is_empty() => Ok(runtime.kind),
+        _ => Err(problems),
+    }
 }
 
 /// The file, the line and column in it where there are such, and what is wrong.

@@ -190,3 +190,8 @@ impl Aggregate {
         Self::ALL.into_iter().find(|(name, _)| *name == word).map(|(_, aggregate)| aggregate)
     }
 }
+
+/// All that is kept, as one run of bytes for a file. Implemented by the storage domain, asked by the admin socket.
+pub trait Backup: Send + Sync {
+    fn dump(&self) -> StoreFuture<Bytes>;
+}

@@ -6,12 +6,18 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, error};
 
-use super::{Shared, StorageHandle};
+use super::leases::Leases;
+use super::lock::PidFile;
+use super::{Shared, StorageHandle, backups};
 use crate::lifecycle::{Part, PartError, Readiness, Shutdown, Stage};
 use crate::memory::{self, Room};
 
-pub fn part(handle: StorageHandle) -> Part {
-    Part::new("storage", Stage::Storage, Readiness::immediate(), move |shutdown| run(handle.shared, shutdown))
+/// The pid file is there until the end.
+pub fn part(handle: StorageHandle, pid_file: Option<PidFile>) -> Part {
+    Part::new("storage", Stage::Storage, Readiness::immediate(), move |shutdown| async move {
+        let _pid_file = pid_file;
+        run(handle.shared, shutdown).await
+    })
 }
 
 async fn run(shared: Arc<Shared>, mut shutdown: Shutdown) -> Result<(), PartError> {
@@ -19,6 +25,8 @@ async fn run(shared: Arc<Shared>, mut shutdown: Shutdown) -> Result<(), PartErro
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut persisted = Instant::now();
     let mut trimmed = Instant::now();
+    let mut leases = Leases::default();
+    let mut recorded: Option<Instant> = None;
     loop {
         tokio::select! {
             () = shutdown.requested() => break,
@@ -41,11 +49,22 @@ async fn run(shared: Arc<Shared>, mut shutdown: Shutdown) -> Result<(), PartErro
                 debug!(bytes = given, "the cache has given back memory, which is nearly all taken");
             }
         }
+        if let Some(points) = &shared.points
+            && recorded.is_none_or(|recorded| recorded.elapsed() >= points.settings.interval)
+        {
+            recorded = Some(Instant::now());
+            shared.record_points().await;
+        }
+        if let Err(failure) = leases.keep(&*shared.control, &*shared.records).await {
+            debug!(reason = failure.0, "what is known of secrets is not kept");
+        }
+        backups::write_if_due(&shared).await;
         if persisted.elapsed() >= shared.runtime.snapshot_interval {
             persisted = Instant::now();
             persist(&shared).await;
         }
     }
+    shared.record_points().await;
     persist(&shared).await;
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! What the storage domain is told by the configuration, checked.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::sealed::Recipient;
 use crate::secret::SecretText;
 use crate::tls::Files;
 
@@ -10,6 +11,31 @@ use crate::tls::Files;
 pub struct StorageSettings {
     pub runtime: RuntimeSettings,
     pub cache: CacheSettings,
+    /// `None`: no points of metrics are kept.
+    pub metrics: Option<MetricsSettings>,
+    pub backup: Option<BackupSettings>,
+    /// Holds the process's number while it runs.
+    pub pid_file: Option<PathBuf>,
+}
+
+/// Backups that are written while the process runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupSettings {
+    pub every: Duration,
+    /// So many of the newest.
+    pub keep: usize,
+    pub folder: PathBuf,
+    /// Empty: they are not sealed.
+    pub recipients: Vec<Recipient>,
+}
+
+/// Points of metrics, which are kept where state is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricsSettings {
+    /// Between two points of a series.
+    pub interval: Duration,
+    /// Older ones are removed.
+    pub retention: Duration,
 }
 
 /// Where state and metric points are.
@@ -76,6 +102,22 @@ impl RuntimeKind {
             Self::Redis(_) => "redis",
             Self::Postgres(_) => "postgres",
         }
+    }
+
+    /// Where its files are, of which one process has the use at a time.
+    pub fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Memory { file: Some(path) } | Self::Sqlite { path } => path.parent(),
+            _ => None,
+        }
+    }
+
+    pub fn needs_secrets(&self) -> bool {
+        let password = match self {
+            Self::Redis(server) | Self::Postgres(server) => server.password.as_ref(),
+            _ => None,
+        };
+        password.is_some_and(|password| password.references().next().is_some())
     }
 
     /// Whether other processes see the same.

@@ -11,7 +11,13 @@ fn settings(max_bytes: u64) -> StorageSettings {
 }
 
 fn built(settings: StorageSettings) -> Result<StorageHandle, StorageError> {
-    build(settings, Arc::new(Nothing), &opentelemetry::global::meter("test")).map(|(handle, _)| handle)
+    let outside = Outside {
+        secrets: Arc::new(Nothing),
+        control: Arc::new(Nothing),
+        metrics: Arc::new(Nothing),
+        name: "test".to_owned(),
+    };
+    build(settings, outside, &opentelemetry::global::meter("test")).map(|(handle, _)| handle)
 }
 
 #[tokio::test]
@@ -90,4 +96,26 @@ async fn without_its_key_nothing_is_cached_and_status_says_so() {
     let condition = &storage.conditions()[1];
     assert_eq!((condition.component.as_str(), condition.state), ("storage/cache", ConditionState::Degraded));
     assert!(condition.message.contains("storage.cache.key"), "{}", condition.message);
+}
+
+#[tokio::test]
+async fn a_command_may_have_two_stores_of_one_folder_and_nobody_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let secrets: Arc<dyn SecretReader> = Arc::new(Nothing);
+    let sqlite = RuntimeKind::Sqlite { path: folder.path().join("data/mcpeg.db") };
+    let memory = RuntimeKind::Memory { file: Some(folder.path().join("data/mcpeg.snapshot")) };
+    let source = open_alone(&sqlite, "one", &secrets, None).unwrap();
+    assert!(open_alone(&memory, "other", &secrets, None).err().unwrap().0.contains("is in use by mcpeg \"one\""));
+    source.records.set(Space::State, vec![Record::new("a", "1")]).await.unwrap();
+    {
+        let target = open_alone(&memory, "one", &secrets, Some(&source)).unwrap();
+        let done = carry::migrate(&*source.records, &*target.records, |_, _| {}).await.unwrap();
+        assert_eq!(done, carry::Carried { records: 1, now: 1 });
+    }
+    assert!(open_alone(&RuntimeKind::Memory { file: None }, "one", &secrets, None).is_err());
+    let runtime = RuntimeSettings { kind: sqlite, ..RuntimeSettings::default() };
+    let settings = StorageSettings { runtime, ..StorageSettings::default() };
+    assert!(built(settings.clone()).err().unwrap().to_string().contains("is in use by"));
+    drop(source);
+    assert!(built(settings).is_ok());
 }

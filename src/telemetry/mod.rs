@@ -15,6 +15,7 @@ mod log;
 mod log_file;
 mod metrics;
 mod otlp;
+mod points;
 mod process;
 mod prometheus;
 mod reader;
@@ -43,8 +44,8 @@ use serde_json::json;
 
 use crate::lifecycle::Part;
 use crate::ports::{
-    AuditEvent, AuditLog, AuditReader, AuditRefused, AuditTail, Condition, LogLine, LogSink, MetricsText, Redactor,
-    SecretReader, StatusReport,
+    AuditEvent, AuditLog, AuditReader, AuditRefused, AuditTail, Condition, LogLine, LogSink, MetricPoint,
+    MetricsSource, MetricsText, Redactor, SecretReader, StatusReport,
 };
 
 use audit::{AuditTrail, Recorded, StagedAudit};
@@ -272,6 +273,18 @@ impl MetricsText for TelemetryHandle {
             Err(error) => {
                 tracing::error!(%error, "metrics could not be collected");
                 String::new()
+            }
+        }
+    }
+}
+
+impl MetricsSource for TelemetryHandle {
+    fn points(&self) -> Vec<MetricPoint> {
+        match self.0.reader.now() {
+            Ok(metrics) => points::points(&metrics),
+            Err(error) => {
+                tracing::error!(%error, "metrics could not be collected");
+                Vec::new()
             }
         }
     }

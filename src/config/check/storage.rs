@@ -6,20 +6,37 @@ use std::time::Duration;
 use url::{Host, Url};
 
 use super::{Check, join};
-use crate::config::raw::scalar::RawSecretText;
+use crate::config::raw::scalar::{RawPath, RawSecretText};
 use crate::config::raw::secrets::RawTls;
-use crate::config::raw::storage::{RawCache, RawCacheKind, RawRuntime, RawRuntimeKind, RawStorage};
+use crate::config::raw::storage::{
+    RawBackup, RawCache, RawCacheKind, RawPoints, RawRuntime, RawRuntimeKind, RawStorage,
+};
+use crate::sealed::Recipient;
 use crate::secret::SecretText;
 use crate::storage::settings::{
-    CacheKind, CacheSettings, RuntimeKind, RuntimeSettings, ServerSettings, StorageSettings,
+    BackupSettings, CacheKind, CacheSettings, MetricsSettings, RuntimeKind, RuntimeSettings, ServerSettings,
+    StorageSettings,
 };
 use crate::tls::Files;
 
 /// `folder` is where the configuration lies. `logs` is left for telemetry.
-pub fn storage(raw: &mut RawStorage, folder: &Path, check: &mut Check<'_>) -> StorageSettings {
+pub fn storage(
+    raw: &mut RawStorage,
+    pid_file: Option<RawPath>,
+    folder: &Path,
+    check: &mut Check<'_>,
+) -> StorageSettings {
+    let metrics = points(raw.metrics.take(), raw.runtime.is_some(), check);
+    let backup = raw.backup.take().and_then(|raw| backup(raw, check));
     let runtime = raw.runtime.take().and_then(|raw| runtime(raw, folder, check));
     let cache = raw.cache.take().and_then(|raw| cache(raw, folder, check));
-    let settings = StorageSettings { runtime: runtime.unwrap_or_default(), cache: cache.unwrap_or_default() };
+    let settings = StorageSettings {
+        runtime: runtime.unwrap_or_default(),
+        cache: cache.unwrap_or_default(),
+        metrics,
+        backup,
+        pid_file: RawPath::given(pid_file),
+    };
     if let (RuntimeKind::Sqlite { path: one }, CacheKind::Sqlite { path: other, .. }) =
         (&settings.runtime.kind, &settings.cache.kind)
         && one == other
@@ -29,7 +46,7 @@ pub fn storage(raw: &mut RawStorage, folder: &Path, check: &mut Check<'_>) -> St
     settings
 }
 
-fn runtime(raw: RawRuntime, folder: &Path, check: &mut Check<'_>) -> Option<RuntimeSettings> {
+pub fn runtime(raw: RawRuntime, folder: &Path, check: &mut Check<'_>) -> Option<RuntimeSettings> {
     let place = ["storage", "runtime"];
     let is_file = matches!(raw.kind, RawRuntimeKind::Memory | RawRuntimeKind::Sqlite);
     let path = raw.path.map(|path| path.0);
@@ -58,6 +75,39 @@ fn runtime(raw: RawRuntime, folder: &Path, check: &mut Check<'_>) -> Option<Runt
         check.problem(&join(&place, &["snapshot_interval"]), "expected one second at least");
     }
     Some(RuntimeSettings { kind, snapshot_interval })
+}
+
+fn backup(raw: RawBackup, check: &mut Check<'_>) -> Option<BackupSettings> {
+    let mut recipients = Vec::new();
+    for (index, text) in raw.recipients.iter().enumerate() {
+        match text.parse::<Recipient>() {
+            Ok(recipient) => recipients.push(recipient),
+            Err(error) => {
+                check.problem(&["storage", "backup", "recipients", &index.to_string()], error.to_string());
+            }
+        }
+    }
+    let keep = raw.keep.unwrap_or(7) as usize;
+    Some(BackupSettings { every: raw.every.0, keep, folder: raw.path.0, recipients })
+}
+
+/// They are kept where something says what is to be kept.
+fn points(raw: Option<RawPoints>, has_runtime: bool, check: &mut Check<'_>) -> Option<MetricsSettings> {
+    let place = ["storage", "metrics"];
+    if !has_runtime && raw.is_none() {
+        return None;
+    }
+    let raw = raw.unwrap_or_default();
+    let interval = raw.interval.map_or(Duration::from_secs(15), |interval| interval.0);
+    let retention = raw.retention.map_or(Duration::from_secs(3 * 3600), |retention| retention.0);
+    if interval < Duration::from_secs(1) {
+        check.problem(&join(&place, &["interval"]), "expected one second at least");
+    }
+    if retention < interval || retention.as_secs() / interval.as_secs().max(1) > MOST_POINTS {
+        let words = format!("expected 1 to {MOST_POINTS} times the `interval`");
+        check.problem(&join(&place, &["retention"]), words);
+    }
+    raw.enabled.unwrap_or(true).then_some(MetricsSettings { interval, retention })
 }
 
 fn cache(raw: RawCache, folder: &Path, check: &mut Check<'_>) -> Option<CacheSettings> {
@@ -217,6 +267,9 @@ fn tls(raw: RawTls, encrypted: bool, place: &[&str], check: &mut Check<'_>) -> F
     }
     files
 }
+
+/// Of one series.
+const MOST_POINTS: u64 = 20_000;
 
 fn is_loopback(host: &str) -> bool {
     match Host::parse(host) {

@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use scalar::RawDuration;
+use scalar::{RawDuration, RawPath};
 
 /// `mcpeg.yaml`.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -86,6 +86,8 @@ pub struct RawGlobal {
     /// there are go on. Default: no limit.
     #[schemars(range(min = 16))]
     pub memory_limit_mb: Option<u64>,
+    /// A file that holds the number of the process while it runs.
+    pub pid_file: Option<RawPath>,
     /// Of the own log on standard error. Default: `info`.
     pub log_level: Option<RawLogLevel>,
     /// Of the own log on standard error. Default: `text`.

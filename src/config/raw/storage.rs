@@ -13,6 +13,10 @@ pub struct RawStorage {
     /// What is known of services: breaker states, health, when secrets end.
     pub runtime: Option<RawRuntime>,
     pub cache: Option<RawCache>,
+    /// Points of metrics of the last hours, kept where `runtime` is: what `mcpeg metrics query` shows. Kept when there is a `runtime` or this section.
+    pub metrics: Option<RawPoints>,
+    /// Backups of `runtime` that are written while mcpeg runs.
+    pub backup: Option<RawBackup>,
     /// A file of the own log, beside standard error.
     pub logs: Option<RawLogStorage>,
 }
@@ -47,6 +51,31 @@ pub enum RawRuntimeKind {
     Sqlite,
     Redis,
     Postgres,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawBackup {
+    pub every: RawDuration,
+    /// How many of the newest stay. Default: 7.
+    #[schemars(range(min = 1, max = 10000))]
+    pub keep: Option<u32>,
+    /// The folder that they are written into.
+    pub path: RawPath,
+    /// Who can open them: public keys of age. Without any they are not sealed.
+    #[serde(default)]
+    pub recipients: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawPoints {
+    /// Default: `true`.
+    pub enabled: Option<bool>,
+    /// Between two points. Default: `15s`.
+    pub interval: Option<RawDuration>,
+    /// Older points are removed. Default: `3h`.
+    pub retention: Option<RawDuration>,
 }
 
 /// Answers of MCP services that are kept for a while. Which ones: `cache_ttl` in a service file, and what servers of the modern era say.

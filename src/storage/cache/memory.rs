@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::memory::{self, Room};
 use crate::ports::{Cache, CacheFuture, CacheStats, MAX_CACHE_KEY};
 
 pub struct MemoryCache {
@@ -53,7 +54,13 @@ impl Cache for MemoryCache {
     fn set(&self, key: &str, value: Bytes, ttl: Duration) -> CacheFuture<()> {
         let ttl = ttl.min(self.longest);
         if key.len() <= MAX_CACHE_KEY && !ttl.is_zero() {
-            self.kept().keep(key, value, Instant::now() + ttl, self.max_bytes);
+            let mut kept = self.kept();
+            if memory::room() > Room::Enough {
+                // It takes no more memory than it gives.
+                let most = kept.stats.bytes.saturating_sub(2 * weight(key, &value));
+                kept.shrink_to(most);
+            }
+            kept.keep(key, value, Instant::now() + ttl, self.max_bytes);
         }
         at_once(())
     }

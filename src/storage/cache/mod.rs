@@ -2,4 +2,4 @@
 
 pub mod external;
 pub mod memory;
-pub(in crate::storage) mod seal;
+pub mod seal;

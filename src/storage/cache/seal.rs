@@ -108,6 +108,27 @@ pub mod tests {
         }
     }
 
+    impl crate::ports::SecretControl for Nothing {
+        fn list(&self) -> Vec<crate::ports::SecretSummary> {
+            Vec::new()
+        }
+
+        fn refresh<'a>(
+            &'a self,
+            item: &'a str,
+        ) -> std::pin::Pin<
+            Box<dyn Future<Output = Result<crate::ports::Refreshed, crate::ports::RefreshError>> + Send + 'a>,
+        > {
+            Box::pin(std::future::ready(Err(crate::ports::RefreshError::Unknown { item: item.to_owned() })))
+        }
+    }
+
+    impl crate::ports::MetricsSource for Nothing {
+        fn points(&self) -> Vec<crate::ports::MetricPoint> {
+            Vec::new()
+        }
+    }
+
     pub fn seal(key: &str) -> Seal {
         Seal::new(SecretText::literal(key), Arc::new(Nothing))
     }
