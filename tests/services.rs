@@ -219,6 +219,12 @@ async fn the_vault_service_tells_of_secrets_and_never_a_value() {
         let hidden = client.call(tool, json!({ "item": "other" })).await;
         assert_eq!(text(&hidden), "there is no secret `other`");
     }
+    let listed = client.request("resources/list", json!({})).await["result"]["resources"].take();
+    assert_eq!((listed.as_array().unwrap().len(), &listed[0]["uri"]), (1, &json!("vault://secrets/weather")));
+    let read = client.request("resources/read", json!({ "uri": "vault://secrets/weather" })).await;
+    assert!(read["result"]["contents"][0]["text"].as_str().unwrap().contains("\"provider\":\"dev\""), "{read}");
+    let hidden = client.request("resources/read", json!({ "uri": "vault://secrets/other" })).await;
+    assert_eq!(hidden["error"]["code"], -32002, "{hidden}");
     let leases = client.call("lease_status", json!({})).await;
     assert_eq!(leases["result"]["structuredContent"], json!({ "leases": [] }), "{leases}");
     let said = client.received.join("\n");

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use super::resources::{Completion, Content, Page, Resources};
 use super::server::{CallFuture, Called, Output, Served, Trouble};
 use super::settings::VaultSettings;
 use crate::ports::{SecretControl, StatusReport};
@@ -34,6 +35,10 @@ impl VaultService {
         let shown = self.control.list().into_iter().filter(|summary| self.shows(&summary.item));
         // A summary is plain data, which is always JSON.
         shown.filter_map(|summary| serde_json::to_value(summary).ok()).collect()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.control.list().into_iter().map(|summary| summary.item).filter(|item| self.shows(item)).collect()
     }
 
     fn described(&self, item: &str) -> Option<Map<String, Value>> {
@@ -96,7 +101,52 @@ impl Served for VaultService {
             Called { outcome, versions: Arc::default() }
         }))
     }
+
+    fn resources(self: Arc<Self>) -> Option<Arc<dyn Resources>> {
+        Some(self)
+    }
 }
+
+/// Each secret is a resource: what `describe_secret` gives. An item's name needs no encoding.
+impl Resources for VaultService {
+    fn templates(&self) -> Vec<Value> {
+        let description = "One secret: its path, the names of its fields, its version, age and lease. Never a value.";
+        vec![json!({ "uriTemplate": TEMPLATE, "name": "secret", "description": description, "mimeType": JSON })]
+    }
+
+    fn list(self: Arc<Self>, _: Option<String>) -> CallFuture<Page> {
+        let listed = |item: &String| json!({ "uri": format!("{ADDRESS}{item}"), "name": item, "mimeType": JSON });
+        let resources = self.names().iter().map(listed).collect();
+        known(Page { resources, next: None })
+    }
+
+    fn read(self: Arc<Self>, address: &str) -> Option<CallFuture<Option<Content>>> {
+        let item = address.strip_prefix(ADDRESS)?;
+        let described = if self.shows(item) { self.described(item) } else { None };
+        known(described.map(|described| Content { mime_type: JSON, text: Value::Object(described).to_string() })).into()
+    }
+
+    fn complete(self: Arc<Self>, template: &str, argument: &str, begun: &str) -> Option<CallFuture<Completion>> {
+        if template != TEMPLATE || argument != "item" {
+            return None;
+        }
+        let mut values = self.names();
+        values.retain(|item| item.starts_with(begun));
+        let has_more = values.len() > MAX_COMPLETIONS;
+        values.truncate(MAX_COMPLETIONS);
+        Some(known(Completion { values, has_more }))
+    }
+}
+
+fn known<T: Send + 'static>(found: T) -> CallFuture<T> {
+    Box::pin(std::future::ready(Called { outcome: Ok(found), versions: Arc::default() }))
+}
+
+const ADDRESS: &str = "vault://secrets/";
+const TEMPLATE: &str = "vault://secrets/{item}";
+const JSON: &str = "application/json";
+/// Of the specification.
+const MAX_COMPLETIONS: usize = 100;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tool {
@@ -217,5 +267,24 @@ mod tests {
         let too_soon = call(None, "refresh_secret", json!({ "item": "other" })).await.unwrap_err();
         assert!(matches!(too_soon, Trouble::Tool(words) if words.contains("less than a second ago")));
         assert!(matches!(call(None, "describe_secret", json!({})).await, Err(Trouble::Tool(_))));
+    }
+
+    #[tokio::test]
+    async fn secrets_are_resources_and_only_those_that_are_shown() {
+        let items = Some(["database".to_owned()].into());
+        let service = Arc::new(VaultService::new(VaultSettings { items }, Arc::new(Two), Arc::new(Two)));
+        let listed = service.clone().list(None).await.outcome.unwrap().resources;
+        assert_eq!((listed.len(), &listed[0]["uri"]), (1, &json!("vault://secrets/database")));
+        let read = async |address: &str| match service.clone().read(address) {
+            Some(reading) => reading.await.outcome.unwrap().map(|content| content.text),
+            None => None,
+        };
+        assert!(read("vault://secrets/database").await.unwrap().contains("database/creds/app"));
+        for none in ["vault://secrets/other", "vault://secrets/none", "vault://else"] {
+            assert_eq!(read(none).await, None, "{none}");
+        }
+        let completed =
+            async |begun: &str| service.clone().complete(TEMPLATE, "item", begun).unwrap().await.outcome.unwrap();
+        assert_eq!((completed("d").await.values, completed("o").await.values), (vec!["database".to_owned()], vec![]));
     }
 }
