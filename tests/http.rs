@@ -274,6 +274,39 @@ async fn a_legacy_session_is_begun_used_and_ended() {
     assert_eq!(refusal(in_session(&ping)).await, (404, -32600));
 }
 
+/// Answers requests with the line itself, in the version that has batches.
+const ECHO: &str = r#"while read -r line; do
+  id=$(printf '%s' "$line" | sed -n 's/.*"id":\([0-9]*\).*/\1/p')
+  case "$line" in *'"initialize"'*) line='{"protocolVersion":"2025-03-26","capabilities":{},"serverInfo":{"name":"e","version":"1"}}';; esac
+  [ -n "$id" ] && printf '{"jsonrpc":"2.0","id":%s,"result":%s}\n' "$id" "$line"
+done"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_answered_on_one_stream_in_the_version_that_has_them() {
+    let argv = ["sh", "-c", ECHO].map(str::to_owned);
+    let (_sidecar, http) = sidecar(&[("s", stdio(&argv))], "");
+    for path in ["/mcp/s", "/mcp"] {
+        let hello = json!({ "protocolVersion": "2025-03-26", "capabilities": {}, "clientInfo": { "name": "t", "version": "1" } });
+        let response = http.post(path, &request("initialize", hello)).send().await.unwrap();
+        let id = response.headers()["mcp-session-id"].to_str().unwrap().to_owned();
+        let post = |body: &str| http.post(path, body).header("Mcp-Session-Id", &id);
+        let pings = r#"[{"jsonrpc":"2.0","id":7,"method":"ping"},{"jsonrpc":"2.0","method":"notifications/initialized"},{"jsonrpc":"2.0","id":8,"method":"ping"}]"#;
+        let text = post(pings).send().await.unwrap().text().await.unwrap();
+        let mut answered: Vec<u64> = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok()?["id"].as_u64())
+            .collect();
+        answered.sort_unstable();
+        assert_eq!(answered, [7, 8], "{path}: {text}");
+        let told = r#"[{"jsonrpc":"2.0","method":"notifications/initialized"}]"#;
+        assert_eq!(post(told).send().await.unwrap().status(), 202);
+        for bad in ["[]", r#"[{"jsonrpc":"2.0","id":1,"method":"initialize"}]"#, r#"[{"id":1,"method":"ping"}]"#] {
+            assert_eq!(refusal(post(bad)).await, (400, -32600), "{bad}");
+        }
+        assert_eq!(refusal(post(pings).header("MCP-Protocol-Version", "2025-06-18")).await, (400, -32600));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_server_says_and_asks_at_work_goes_to_its_request_and_the_rest_to_the_stream_of_the_session() {
     let (service, _log) = scripted();

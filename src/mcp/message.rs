@@ -5,7 +5,7 @@
 //!
 //! Refused, because the policy and the upstream could otherwise read two different things: a key of the envelope (or `name`, `uri`,
 //! `_meta` and the like in `params`) that occurs twice, also when one of the two is written with escapes or in another case; nesting
-//! deeper than `MAX_DEPTH`; batches, which the protocol dropped.
+//! deeper than `MAX_DEPTH`; an array, which is a batch (`batch`) or nothing.
 
 use std::borrow::Cow;
 
@@ -138,7 +138,7 @@ pub enum Refusal {
     Syntax(String),
     #[error("not a JSON-RPC 2.0 message: {0}")]
     Invalid(String),
-    #[error("batches are not supported: send one message a line")]
+    #[error("this batch is not taken: sessions of version 2025-03-26 alone have batches, of 1 to 100 messages")]
     Batch,
     #[error("nested deeper than {MAX_DEPTH} levels")]
     TooDeep,
@@ -244,7 +244,7 @@ impl Notification<'_> {
 }
 
 /// Counts brackets first, which is fast and enough for nearly every message; only then looks which of them stand in strings.
-fn is_deeper_than(text: &[u8], limit: usize) -> bool {
+pub fn is_deeper_than(text: &[u8], limit: usize) -> bool {
     let brackets = text.iter().filter(|byte| **byte == b'{' || **byte == b'[').count();
     brackets > limit && exact_depth_exceeds(text, limit)
 }

@@ -7,6 +7,7 @@
 //! This domain must not know where secrets, audit events and metrics come from or go to: `ports` and a meter are handed in.
 
 mod answer;
+mod batch;
 mod breaker;
 mod bridge;
 mod cache;

@@ -21,8 +21,9 @@ use super::reply::{self, Events, Reply};
 use super::session::{Ended, HttpSession};
 use super::stream::{EventId, Item, StreamReceiver};
 use super::{NoSession, Owner, bind};
+use crate::mcp::batch;
 use crate::mcp::call::Peer;
-use crate::mcp::message::{AnswerBody, Field, Message, Notification, Refusal, Request as Asked, id_of_refused, parse};
+use crate::mcp::message::{AnswerBody, Field, Message, Notification, Request as Asked, id_of_refused, parse};
 use crate::mcp::protocol::{INITIALIZE, LEGACY, LISTEN, TOOLS_CALL, code};
 use crate::mcp::registry::{Registry, Shared, Target};
 use crate::mcp::router::names::split;
@@ -144,16 +145,19 @@ impl Context {
     }
 
     async fn post(&self, headers: &HeaderMap, line: Bytes, target: &Target) -> Reply {
+        // A client that names no version is of one that had no header for it.
+        let version = access::text(headers, &modern::VERSION).unwrap_or(batch::BATCHING);
+        if headers.contains_key(SESSION_ID)
+            && let Some(messages) = batch::messages(&line, Some(version))
+        {
+            return self.in_batch(headers, messages, target).await;
+        }
         let message = match parse(&line) {
             Ok(message) => message,
             Err(refusal) => {
                 let id = id_of_refused(&line);
                 self.refused(id.map(Field::raw), "invalid_request");
-                let text = match &refusal {
-                    Refusal::Batch => "batches are not supported: send one message a request".to_owned(),
-                    other => other.to_string(),
-                };
-                return reply::error(StatusCode::BAD_REQUEST, id, refusal.code(), &text, None);
+                return reply::error(StatusCode::BAD_REQUEST, id, refusal.code(), &refusal.to_string(), None);
             }
         };
         let request = match &message {
@@ -218,6 +222,33 @@ impl Context {
                 let version = access::text(headers, &modern::VERSION);
                 legacy_reply(stream, version).await.0
             }
+            Err(Ended) => unknown_session(),
+        }
+    }
+
+    /// All of a batch is taken or nothing of it.
+    async fn in_batch(&self, headers: &HeaderMap, messages: Vec<Bytes>, target: &Target) -> Reply {
+        let session = match self.session(headers, target) {
+            Ok(session) => session,
+            Err(refused) => return *refused,
+        };
+        let mut asks = false;
+        for line in &messages {
+            let why = match parse(line) {
+                Ok(Message::Request(request)) if request.method == INITIALIZE => "\"initialize\" in a batch".to_owned(),
+                Ok(message) => {
+                    asks |= matches!(message, Message::Request(_));
+                    continue;
+                }
+                Err(refusal) => refusal.to_string(),
+            };
+            let id = id_of_refused(line);
+            self.refused(id.map(Field::raw), "invalid_request");
+            return reply::error(StatusCode::BAD_REQUEST, id, code::INVALID_REQUEST, &why, None);
+        }
+        match session.batch(messages).await {
+            Ok(_) if !asks => reply::empty(StatusCode::ACCEPTED),
+            Ok(stream) => reply::events(Events::of_batch(stream)),
             Err(Ended) => unknown_session(),
         }
     }

@@ -29,6 +29,8 @@ pub struct Events {
     /// Before all others.
     first: Option<Bytes>,
     with_ids: bool,
+    /// It has the answers of several requests, and ends with the last of them.
+    is_shared: bool,
     ping: Pin<Box<Sleep>>,
     /// Ends the stream before its last message.
     cut: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -48,7 +50,13 @@ impl Events {
         }
         // Something is sent at once, so that the client has its headers.
         let first = if begin.is_empty() { Bytes::from_static(PING) } else { begin.freeze() };
-        Self { receiver, first: Some(first), with_ids, ping: Box::pin(sleep(PING_EVERY)), cut: None, done: false }
+        let ping = Box::pin(sleep(PING_EVERY));
+        Self { receiver, first: Some(first), with_ids, is_shared: false, ping, cut: None, done: false }
+    }
+
+    /// Of a batch: an answer is not the end.
+    pub fn of_batch(receiver: StreamReceiver) -> Self {
+        Self { is_shared: true, ..Self::new(receiver, None, true, None) }
     }
 
     pub fn until(mut self, cut: impl Future<Output = ()> + Send + 'static) -> Self {
@@ -65,7 +73,7 @@ impl Events {
         }
         if let Poll::Ready(item) = self.receiver.poll_next(cx) {
             let Some(item) = item else { return Poll::Ready(None) };
-            self.done = item.last;
+            self.done = item.last && !self.is_shared;
             self.ping.as_mut().reset(Instant::now() + PING_EVERY);
             return Poll::Ready(Some(event(&item, self.with_ids)));
         }

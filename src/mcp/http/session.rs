@@ -92,6 +92,18 @@ impl HttpSession {
         Ok(receiver)
     }
 
+    /// Sends the messages of a batch in their order, and gives the one stream of what comes of its requests, which ends with the last answer.
+    /// Without a request in it, the stream ends at once.
+    pub async fn batch(&self, messages: Vec<Bytes>) -> Result<StreamReceiver, Ended> {
+        let (out, receiver) = stream::channel(self.wake.clone());
+        for line in messages {
+            let is_request = matches!(parse(&line), Ok(Message::Request(_)));
+            let input = if is_request { Input::Request { line, out: out.shared() } } else { Input::Message(line) };
+            self.put(input).await?;
+        }
+        Ok(receiver)
+    }
+
     pub async fn message(&self, line: Bytes) -> Result<(), Ended> {
         self.put(Input::Message(line)).await
     }

@@ -68,6 +68,11 @@ impl StreamSender {
         let _ = self.items.send(item);
     }
 
+    /// For another request that is answered on the same stream.
+    pub fn shared(&self) -> Self {
+        Self { items: self.items.clone(), state: self.state.clone() }
+    }
+
     pub fn set_number(&self, number: u64) {
         self.state.number.store(number, Ordering::Relaxed);
     }

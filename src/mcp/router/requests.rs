@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -13,6 +15,7 @@ use super::names::{self, split_address};
 use super::search::{self, Query};
 use super::{Open, Own, Router};
 use crate::mcp::answer;
+use crate::mcp::batch;
 use crate::mcp::call::{Call, Ending};
 use crate::mcp::lines::TooLong;
 use crate::mcp::members::Members;
@@ -35,15 +38,20 @@ impl Router {
                 self.client_writes = false;
                 return;
             };
-            if line.trim_ascii().is_empty() {
-                continue;
+            match batch::messages(&line, self.version) {
+                Some(messages) => messages.iter().for_each(|message| self.on_client_line(message)),
+                None if line.trim_ascii().is_empty() => {}
+                None => self.on_client_line(&line),
             }
-            match parse(&line) {
-                Ok(Message::Request(request)) => self.on_request(&request, &line),
-                Ok(Message::Notification(notification)) => self.on_notification(&notification, &line),
-                Ok(Message::Answer(answer)) => self.on_client_answer(&answer, text_of(&line)),
-                Err(refusal) => self.refuse(id_of_refused(&line), &refusal, "invalid_request"),
-            }
+        }
+    }
+
+    fn on_client_line(&mut self, line: &Bytes) {
+        match parse(line) {
+            Ok(Message::Request(request)) => self.on_request(&request, line),
+            Ok(Message::Notification(notification)) => self.on_notification(&notification, line),
+            Ok(Message::Answer(answer)) => self.on_client_answer(&answer, text_of(line)),
+            Err(refusal) => self.refuse(id_of_refused(line), &refusal, "invalid_request"),
         }
     }
 

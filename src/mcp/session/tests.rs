@@ -125,6 +125,29 @@ async fn bytes_pass_unchanged_in_both_directions() {
 }
 
 #[tokio::test]
+async fn a_batch_is_taken_apart_in_a_session_of_the_version_that_has_them() {
+    let batch = r#"[{"jsonrpc":"2.0","id":1,"method":"vendor/a"}, {"jsonrpc":"2.0","method":"vendor/told"},
+        {"jsonrpc":"2.0", "id":2,"method":"vendor/b"}]"#
+        .replace('\n', "");
+    let mut client = patient(&SERVER.replace("2025-06-18", "2025-03-26"));
+    client.greet().await;
+    client.send(&batch).await;
+    for (id, line) in [
+        (1, r#"{"jsonrpc":"2.0","id":1,"method":"vendor/a"}"#),
+        (2, r#"{"jsonrpc":"2.0", "id":2,"method":"vendor/b"}"#),
+    ] {
+        assert_eq!(client.receive().await, format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{line}}}"#));
+    }
+    assert_eq!(client.audit.column("mcp.method.name"), ["initialize", "vendor/a", "vendor/b"]);
+    client.end().await;
+    let mut client = patient(SERVER);
+    client.greet().await;
+    client.send(&batch).await;
+    assert!(client.receive().await.contains("-32600"));
+    client.end().await;
+}
+
+#[tokio::test]
 async fn a_crash_answers_what_is_in_flight_and_the_session_goes_on_with_a_new_child() {
     let mut client = patient(SERVER);
     client.greet().await;

@@ -9,6 +9,7 @@ use tokio::io::AsyncRead;
 use super::swap::Place;
 use super::{ClientWriter, Session};
 use crate::mcp::answer;
+use crate::mcp::batch;
 use crate::mcp::call::{Call, Ending};
 use crate::mcp::leaks::{Checked, Leak, Within};
 use crate::mcp::lines::TooLong;
@@ -135,6 +136,9 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
         if line.trim_ascii().is_empty() {
             return;
         }
+        if let Some(messages) = batch::messages(line, self.version) {
+            return messages.iter().for_each(|message| self.on_client_line(message));
+        }
         match parse(line) {
             Ok(Message::Request(request)) => self.on_request(&request, line),
             Ok(Message::Notification(notification)) => self.on_notification(&notification, line),
@@ -247,6 +251,9 @@ impl<R: AsyncRead + Unpin + Send, W: ClientWriter> Session<R, W> {
     }
 
     pub(super) fn on_upstream_line(&mut self, place: Place, line: &Bytes) {
+        if let Some(messages) = batch::messages(line, self.version) {
+            return messages.iter().for_each(|message| self.on_upstream_line(place, message));
+        }
         match parse(line) {
             Ok(Message::Answer(answer)) => self.on_answer(place, &answer, line),
             Ok(Message::Request(request)) => {
