@@ -274,21 +274,17 @@ async fn a_legacy_session_is_begun_used_and_ended() {
     assert_eq!(refusal(in_session(&ping)).await, (404, -32600));
 }
 
-/// Answers requests with the line itself, in the version that has batches.
-const ECHO: &str = r#"while read -r line; do
-  id=$(printf '%s' "$line" | sed -n 's/.*"id":\([0-9]*\).*/\1/p')
-  case "$line" in *'"initialize"'*) line='{"protocolVersion":"2025-03-26","capabilities":{},"serverInfo":{"name":"e","version":"1"}}';; esac
-  [ -n "$id" ] && printf '{"jsonrpc":"2.0","id":%s,"result":%s}\n' "$id" "$line"
-done"#;
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_is_answered_on_one_stream_in_the_version_that_has_them() {
-    let argv = ["sh", "-c", ECHO].map(str::to_owned);
-    let (_sidecar, http) = sidecar(&[("s", stdio(&argv))], "");
-    for path in ["/mcp/s", "/mcp"] {
+    let (service, _log) = scripted();
+    let (_sidecar, http) = sidecar(&[("s", service)], "");
+    for path in ["/s", ""] {
         let hello = json!({ "protocolVersion": "2025-03-26", "capabilities": {}, "clientInfo": { "name": "t", "version": "1" } });
         let response = http.post(path, &request("initialize", hello)).send().await.unwrap();
-        let id = response.headers()["mcp-session-id"].to_str().unwrap().to_owned();
+        assert_eq!(response.status(), 200, "{response:?}");
+        let headers = response.headers().clone();
+        let id =
+            headers.get("mcp-session-id").unwrap_or_else(|| panic!("{path}: {headers:?}")).to_str().unwrap().to_owned();
         let post = |body: &str| http.post(path, body).header("Mcp-Session-Id", &id);
         let pings = r#"[{"jsonrpc":"2.0","id":7,"method":"ping"},{"jsonrpc":"2.0","method":"notifications/initialized"},{"jsonrpc":"2.0","id":8,"method":"ping"}]"#;
         let text = post(pings).send().await.unwrap().text().await.unwrap();
