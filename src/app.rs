@@ -16,7 +16,7 @@ use crate::memory::{self, Protection, Room};
 use crate::output::Shipping;
 use crate::ports::{AuditEvent, AuditLog, Outcome, StatusReport};
 use crate::process::{self, ProcessHandle};
-use crate::reload::{Domains, Reloader};
+use crate::reload::{self, Domains, Reloader};
 use crate::render::{self, RenderHandle};
 use crate::secrets;
 use crate::secrets::serve::{self, ServeHandle};
@@ -104,6 +104,8 @@ fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<Domains, Part
     let (secrets, part) = secrets::build(config.secrets.clone(), audit.clone(), meter.clone())?;
     parts.push(part);
     secrets.attach_observer(guard.clone());
+    let shown_to = guard.clone();
+    reload::show_sealed(guard.as_ref(), &config.sealed);
     let reader = Arc::new(secrets.clone());
     telemetry.attach_secrets(reader.clone());
 
@@ -145,7 +147,7 @@ fn build_domains(config: &Config, parts: &mut Vec<Part>) -> Result<Domains, Part
 
     let around = process::Surroundings { secrets: reader.clone(), audit: audit.clone(), shipping, before: Vec::new() };
     let process = add_process(config, around, &render, &meter, parts)?;
-    Ok(Domains { telemetry, secrets, serve, render, services, mcp, redactor, process, storage })
+    Ok(Domains { telemetry, secrets, serve, render, services, mcp, redactor, process, storage, guard: shown_to })
 }
 
 /// The process may use all that was built so far, so it comes after it.

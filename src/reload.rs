@@ -25,15 +25,17 @@ use tracing::{debug, error, info, warn};
 use crate::admin::AdminHandle;
 use crate::config::source::Fetched;
 use crate::config::{self, Config, Sources};
-use crate::guard::SecretRedactor;
+use crate::guard::{Guard, SecretRedactor};
 use crate::lifecycle::{PartError, Shutdown};
 use crate::mcp::McpHandle;
 use crate::memory;
 use crate::ports::{
-    AuditEvent, AuditLog, Condition, ConditionState, Drift, Outcome, Reload, ReloadOutcome, SecretReader, StatusReport,
+    AuditEvent, AuditLog, Condition, ConditionState, Drift, Outcome, Reload, ReloadOutcome, SecretObserver,
+    SecretReader, StatusReport,
 };
 use crate::process::ProcessHandle;
 use crate::render::RenderHandle;
+use crate::secret::Secret;
 use crate::secrets::SecretsHandle;
 use crate::secrets::serve::ServeHandle;
 use crate::services::ServicesHandle;
@@ -55,6 +57,15 @@ pub struct Domains {
     pub redactor: Arc<SecretRedactor>,
     pub process: ProcessHandle,
     pub storage: StorageHandle,
+    pub guard: Arc<Guard>,
+}
+
+/// Values that stood sealed in the configuration are looked for like those of items.
+pub fn show_sealed(guard: &Guard, sealed: &BTreeMap<String, Arc<Secret>>) {
+    for (path, secret) in sealed {
+        let fields = BTreeMap::from([("value".to_owned(), Secret::copy_from(secret.expose()))]);
+        guard.published(path, &fields);
+    }
 }
 
 pub struct Reloader {
@@ -65,7 +76,7 @@ pub struct Reloader {
     admin: OnceLock<AdminHandle>,
     audit: Arc<dyn AuditLog>,
     /// What is running.
-    current: Mutex<Config>,
+    current: Mutex<Arc<Config>>,
     /// Held for a whole reload.
     turn: tokio::sync::Mutex<()>,
     last: Mutex<Option<ReloadOutcome>>,
@@ -88,7 +99,7 @@ impl Reloader {
             admin: OnceLock::new(),
             audit,
             followed: Mutex::new(config.files.clone()),
-            current: Mutex::new(config),
+            current: Mutex::new(Arc::new(config)),
             turn: tokio::sync::Mutex::new(()),
             last: Mutex::new(None),
         })
@@ -212,8 +223,8 @@ impl Reloader {
             Err(error) => return rejected(vec![format!("reading the configuration failed: {error}")]),
         };
         let old = self.current();
-        if new == old {
-            lock(&self.current).keys = new.keys;
+        if new == *old {
+            Arc::make_mut(&mut lock(&self.current)).keys = new.keys;
             return ReloadOutcome::Unchanged;
         }
         let changed = changes(&old, &new);
@@ -245,6 +256,7 @@ impl Reloader {
             Some(admin) => Some(admin.stage(new.admin.clone()).map_err(|error| error.to_string())?),
             None => None,
         };
+        show_sealed(&domains.guard, &new.sealed);
         redactor.commit();
         telemetry.commit();
         storage.commit();
@@ -261,7 +273,8 @@ impl Reloader {
             admin.commit();
         }
         memory::set_limit(new.memory_limit);
-        *lock(&self.current) = new;
+        old.sealed.keys().filter(|path| !new.sealed.contains_key(*path)).for_each(|path| domains.guard.retired(path));
+        *lock(&self.current) = Arc::new(new);
         Ok(())
     }
 
@@ -323,7 +336,7 @@ impl Reloader {
         }
     }
 
-    fn current(&self) -> Config {
+    fn current(&self) -> Arc<Config> {
         lock(&self.current).clone()
     }
 }

@@ -40,6 +40,7 @@ mod recovery;
 mod render;
 mod rotation;
 mod sealed;
+mod sealed_values;
 mod serve;
 mod services;
 mod sources;

@@ -349,3 +349,60 @@ async fn a_mounted_configmap_is_followed_when_it_is_swapped() {
             .await;
     assert_eq!(reloaded["attributes"]["mcpeg.config.cause"], "file");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_is_migrated_to_etcd_and_consul_and_runs_from_there() {
+    let etcd = Etcd::start().await;
+    let consul = Consul::start("token-of-consul");
+    let folder = Folder::new(&TREE);
+    folder.write("mcpeg.yaml", TWO);
+    folder.write("mcpeg-staging.yaml", "extends: bases/staging.yaml\n");
+    folder.write("bases/staging.yaml", "global: { timeout: 5s }\n");
+    folder.write("templates/part.j2", "a part\n");
+    folder.write("audit.log", "no part of the configuration\n");
+    folder.write("token", "token-of-consul\n");
+    let files = [
+        "bases/staging.yaml",
+        "mcpeg-staging.yaml",
+        "mcpeg.yaml",
+        "services/one.yaml",
+        "services/two.yaml",
+        "templates/app.j2",
+        "templates/part.j2",
+    ];
+    etcd.put_all(&[("m/services/one.yaml", "type: mcp\n"), ("m/other", "stays")]).await;
+    let address = etcd.address("m/");
+    let run = |args: &[&str]| {
+        let output = folder.mcpeg(args);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{args:?}: {said}");
+        said
+    };
+    let dry = run(&["migrate-config", "--to", &address, "--dry-run"]);
+    assert_eq!(dry.lines().collect::<Vec<_>>(), files);
+    assert_eq!(etcd.get("m/mcpeg.yaml").await, None);
+    let said = run(&["migrate-config", "--to", &address]);
+    assert!(
+        said.contains("7 files, 7 written, 0 there already") && said.contains("left there as they were: other"),
+        "{said}"
+    );
+    for name in files {
+        assert_eq!(etcd.get(&format!("m/{name}")).await.as_deref(), Some(folder.read(name).as_str()), "{name}");
+    }
+    assert_eq!(etcd.get("m/other").await.as_deref(), Some("stays"));
+    let again = run(&["migrate-config", "--to", &address, "--json"]);
+    let again: serde_json::Value = serde_json::from_str(&again).unwrap();
+    assert_eq!((&again["files"], &again["written"], &again["unchanged"]), (&7.into(), &0.into(), &7.into()));
+
+    folder.write("source.yaml", "token_file: token\n");
+    let to = format!("consul://127.0.0.1:{}/m/", consul.port);
+    let said = run(&["migrate-config", "--to", &to, "--source", "source.yaml"]);
+    assert!(said.contains("7 files, 7 written"), "{said}");
+    let moved =
+        Folder::new(&[("token", "token-of-consul\n"), ("source.yaml", "token_file: token\n")]).configured_by(&to);
+    let good = moved.mcpeg(&["check", "--all-environments", "--source", "source.yaml"]);
+    assert!(good.status.success(), "{}", String::from_utf8_lossy(&good.stderr));
+    let git = folder.mcpeg(&["migrate-config", "--to", "git+https://127.0.0.1:1/x.git"]);
+    assert!(String::from_utf8_lossy(&git.stderr).contains("cannot be written to"), "{git:?}");
+    assert_eq!(folder.read("mcpeg.yaml"), TWO);
+}

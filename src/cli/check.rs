@@ -19,6 +19,7 @@ pub struct CheckArgs {
 }
 
 pub fn check(sources: &Sources, args: &CheckArgs) -> ExitCode {
+    let sources = &Sources { only_checks: true, ..sources.clone() };
     if args.all_environments {
         return check_all(sources, args.json);
     }

@@ -9,6 +9,7 @@ mod control;
 mod demo;
 mod diff;
 mod metrics;
+mod migrate;
 mod render;
 mod run;
 mod seal;
@@ -82,6 +83,8 @@ enum Command {
     Migrate(storage::MigrateArgs),
     /// The audit trail: its newest events, and whether it was touched
     Audit(audit::AuditArgs),
+    /// Move the configuration to where it can be followed from
+    MigrateConfig(migrate::ConfigArgs),
     /// Encrypt a file in place (age), or make a key for that
     Seal(seal::SealArgs),
     /// Open a sealed file in place
@@ -102,7 +105,7 @@ impl Command {
     fn purpose(&self) -> Option<Purpose> {
         match self {
             Self::Run(_) => Some(Purpose::Run),
-            Self::Check(_) | Self::Render(_) => Some(Purpose::Look),
+            Self::Check(_) | Self::Render(_) | Self::MigrateConfig(_) => Some(Purpose::Look),
             Self::Connect(_) | Self::Status(_) | Self::Reload(_) | Self::Diff(_) => Some(Purpose::Ask),
             Self::Secrets(_) | Self::Audit(_) => Some(Purpose::Ask),
             Self::Metrics(_) | Self::Backup(_) | Self::Restore(_) | Self::Migrate(_) => Some(Purpose::Ask),
@@ -149,6 +152,7 @@ pub fn main() -> ExitCode {
         Command::Restore(args) => storage::restore(&sources, &args),
         Command::Migrate(args) => storage::migrate(&sources, &args),
         Command::Audit(args) => audit::audit(&sources, &args),
+        Command::MigrateConfig(args) => migrate::migrate(&sources, &args),
         Command::Seal(args) => seal::seal(&args),
         Command::Unseal(args) => seal::unseal(&args),
         Command::Schema(args) => {

@@ -1,4 +1,5 @@
-//! `mcpeg seal` and `mcpeg unseal`: a file is replaced by its sealed form, or back. It needs no configuration.
+//! `mcpeg seal` and `mcpeg unseal`: a file is replaced by its sealed form, or back; with `--path` one value in a configuration file is, and the rest of
+//! the file stays as it is. It needs no configuration.
 //!
 //! Invariants: while sealing, only ciphertext is written; plaintext is written only where `unseal` was asked for it.
 
@@ -10,6 +11,8 @@ use clap::{ArgGroup, Args};
 use zeroize::Zeroizing;
 
 use super::{complain, failed, say};
+use crate::config::edit;
+use crate::config::sealed::{from_words, in_words};
 use crate::sealed::{self, Identity, Key, KeySource, Recipient, Recipients, file};
 
 #[derive(Debug, Args)]
@@ -27,6 +30,9 @@ pub struct SealArgs {
     /// Whoever knows the first line of this file can open it
     #[arg(long, value_name = "FILE", conflicts_with = "generate_key")]
     passphrase_file: Option<PathBuf>,
+    /// Seal this value in a configuration file, not the file: connection.password; may be given more than once
+    #[arg(long, value_name = "KEY.KEY", conflicts_with_all = ["generate_key", "armor"])]
+    path: Vec<String>,
     /// Write text, not bytes
     #[arg(long, conflicts_with = "generate_key")]
     armor: bool,
@@ -46,6 +52,9 @@ pub struct UnsealArgs {
     /// Its first line is the passphrase
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
+    /// Open this sealed value in a configuration file, not the file; may be given more than once
+    #[arg(long, value_name = "KEY.KEY")]
+    path: Vec<String>,
     /// Leave the file sealed, and write what is in it to standard output
     #[arg(long)]
     stdout: bool,
@@ -87,6 +96,9 @@ fn seal_file(path: &Path, args: &SealArgs) -> Result<Option<String>, String> {
     let about = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let recipients = recipients(args)?;
     let original = file::Original::read(path).map_err(|error| about(&error))?;
+    if !args.path.is_empty() {
+        return seal_values(path, original, &args.path, &recipients).map(Some);
+    }
     if sealed::is_sealed(&original.bytes) {
         return Err(about(&"it is sealed already"));
     }
@@ -118,6 +130,9 @@ fn unseal_file(args: &UnsealArgs) -> Result<Option<String>, String> {
     let path = &args.file;
     let about = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let key = key(args)?;
+    if !args.path.is_empty() {
+        return unseal_values(args, &key);
+    }
     if args.stdout {
         let sealed = std::fs::read(path).map_err(|error| about(&error))?;
         let plain = sealed::open(&sealed, &key).map_err(|error| about(&error))?;
@@ -128,6 +143,55 @@ fn unseal_file(args: &UnsealArgs) -> Result<Option<String>, String> {
     let plain = sealed::open(&original.bytes, &key).map_err(|error| about(&error))?;
     original.replace(&plain, false).map_err(|error| about(&error))?;
     Ok(Some(format!("{}: opened, and readable by its owner alone", path.display())))
+}
+
+/// The file keeps its mode: what stands in it from now on may be read as before.
+fn seal_values(
+    path: &Path,
+    original: file::Original,
+    keys: &[String],
+    recipients: &Recipients,
+) -> Result<String, String> {
+    let about = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let mode = std::fs::metadata(path).map_err(|error| about(&error))?.permissions();
+    let text = std::str::from_utf8(&original.bytes).map_err(|_| about(&"it is not UTF-8"))?;
+    let mut text = Zeroizing::new(text.to_owned());
+    for key in keys {
+        let seal =
+            |value: &[u8]| sealed::seal(value, recipients).map(|value| in_words(&value)).map_err(|e| e.to_string());
+        text = edit::seal(path, &text, key, seal).map_err(|error| about(&error))?;
+    }
+    original.replace(text.as_bytes(), true).map_err(|error| about(&error))?;
+    std::fs::set_permissions(path, mode).map_err(|error| about(&error))?;
+    Ok(format!("{}: sealed {}", path.display(), keys.join(", ")))
+}
+
+fn unseal_values(args: &UnsealArgs, key: &Key) -> Result<Option<String>, String> {
+    let path = &args.file;
+    let about = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let open = |text: &str| {
+        let sealed = from_words(text).ok_or("what follows `!sealed` is not base64")?;
+        let plain = sealed::open(&sealed, key).map_err(|error| error.to_string())?;
+        let plain = std::str::from_utf8(&plain).map_err(|_| "what was sealed is not UTF-8")?;
+        Ok::<_, String>(Zeroizing::new(plain.to_owned()))
+    };
+    let original = file::Original::read(path).map_err(|error| about(&error))?;
+    let text = std::str::from_utf8(&original.bytes).map_err(|_| about(&"it is not UTF-8"))?;
+    if args.stdout {
+        for name in &args.path {
+            let sealed = edit::sealed_at(path, text, name).map_err(|error| about(&error))?;
+            let mut plain = Zeroizing::new(open(&sealed).map_err(|error| about(&error))?.as_bytes().to_vec());
+            plain.push(b'\n');
+            print(&plain).map_err(|error| format!("standard output: {error}"))?;
+        }
+        return Ok(None);
+    }
+    let mut text = Zeroizing::new(text.to_owned());
+    for name in &args.path {
+        text = edit::unseal(path, &text, name, open).map_err(|error| about(&error))?;
+    }
+    original.replace(text.as_bytes(), false).map_err(|error| about(&error))?;
+    Ok(Some(format!("{}: opened {}, and readable by its owner alone", path.display(), args.path.join(", "))))
 }
 
 fn key(args: &UnsealArgs) -> Result<Key, String> {

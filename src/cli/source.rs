@@ -56,7 +56,12 @@ pub fn prepare(sources: &mut Sources, purpose: Purpose) -> Result<(), ExitCode> 
 }
 
 /// On this thread, so that the process has no other one when it goes on.
-pub fn block_on<T>(work: impl Future<Output = Result<T, SourceError>>) -> std::io::Result<Result<T, SourceError>> {
+fn block_on<T>(work: impl Future<Output = Result<T, SourceError>>) -> std::io::Result<Result<T, SourceError>> {
+    block_on_any(work)
+}
+
+/// The same, for whatever comes of it.
+pub fn block_on_any<T>(work: impl Future<Output = T>) -> std::io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(2).enable_all().build()?;
     Ok(runtime.block_on(work))
 }

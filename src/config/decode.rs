@@ -7,6 +7,7 @@ use serde::de::value::{Error, MapDeserializer, SeqDeserializer};
 use serde::de::{Deserializer, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
+use super::sealed;
 use super::tree::{Node, Segment, Value};
 
 impl<'de> IntoDeserializer<'de, Error> for &'de Node {
@@ -29,6 +30,8 @@ impl<'de> Deserializer<'de> for NodeReader<'de> {
             Value::Int(value) => visitor.visit_i64(*value),
             Value::Float(value) => visitor.visit_f64(*value),
             Value::Text(text) => visitor.visit_str(&text.text),
+            // It was not opened, which has been said.
+            Value::Sealed(_) => visitor.visit_byte_buf(Vec::new()),
             Value::WithSecrets(segments) => visitor.visit_byte_buf(encode(segments).into_bytes()),
             Value::List(items) => visitor.visit_seq(SeqDeserializer::new(items.iter())),
             Value::Map(entries) => {
@@ -71,6 +74,7 @@ fn encode(segments: &[Segment]) -> String {
     for segment in segments {
         match segment {
             Segment::Literal(literal) => text.push_str(&literal.replace("${", "$${")),
+            Segment::Opened(secret) => text.push_str(&sealed::hand_over(secret)),
             Segment::Secret(reference) => text.push_str(&format!("${{{reference}}}")),
         }
     }

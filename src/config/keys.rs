@@ -92,6 +92,7 @@ fn leaf_of(value: &Value, is_secret: bool, content: u64) -> Leaf {
         // The password of a user in an address.
         Value::Text(text) if is_secret || (text.text.contains("://") && text.text.contains('@')) => None,
         Value::Text(text) => Some(text.text.chars().take(LONGEST).collect()),
+        Value::Sealed(_) => None,
         Value::WithSecrets(segments) => Some(references(segments)),
         Value::List(_) => Some("[]".to_owned()),
         Value::Map(_) => Some("{}".to_owned()),
@@ -106,7 +107,7 @@ fn leaf_of(value: &Value, is_secret: bool, content: u64) -> Leaf {
 /// References are names; what stands between them may be a part of a secret.
 fn references(segments: &[Segment]) -> String {
     let shown = segments.iter().map(|segment| match segment {
-        Segment::Literal(_) => HIDDEN.to_owned(),
+        Segment::Literal(_) | Segment::Opened(_) => HIDDEN.to_owned(),
         Segment::Secret(reference) => format!("${{{reference}}}"),
     });
     shown.collect()

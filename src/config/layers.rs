@@ -29,6 +29,8 @@ pub struct Sources {
     /// Why the source did not give `fetched`, which is the last good one then.
     pub away: Option<String>,
     pub environment: Option<String>,
+    /// Nothing will be done with it: a key of sealed values may be missing.
+    pub only_checks: bool,
     /// `key.path=value`, in the order given.
     pub set: Vec<String>,
     /// `None`: nothing is going to be run. The program and its arguments of `mcpeg run -- ...`, which may be empty.

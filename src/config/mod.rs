@@ -5,6 +5,7 @@
 
 mod check;
 mod decode;
+pub mod edit;
 mod environments;
 mod extend;
 mod interpolate;
@@ -14,6 +15,7 @@ mod problem;
 mod raw;
 pub mod reference;
 pub mod schema;
+pub mod sealed;
 mod shape;
 pub mod source;
 mod tree;
@@ -25,6 +27,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -33,7 +36,7 @@ use crate::admin::settings::AdminSettings;
 use crate::mcp::settings::{McpSettings, ServiceSettings, UnixSettings};
 use crate::process::settings::ProcessSettings;
 use crate::render::settings::TemplateSettings;
-use crate::secret::SecretRef;
+use crate::secret::{Secret, SecretRef};
 use crate::secrets::settings::{SecretsSettings, ServeSettings};
 use crate::services::settings as local;
 use crate::storage::settings::{RuntimeKind, StorageSettings};
@@ -76,6 +79,8 @@ pub struct Config {
     pub redaction: crate::guard::Settings,
     /// What it was read from: the main file first, then overlay and service files.
     pub files: Vec<PathBuf>,
+    /// What stood sealed in them, by its dotted path: for whoever looks for secrets where none should be.
+    pub sealed: BTreeMap<String, Arc<Secret>>,
     /// What is written in them, for comparisons.
     pub keys: Keys,
 }
@@ -122,14 +127,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     let layers::Layered { mut tree, mut files } = layers::load(sources, main, followed, problems)?;
     let folder = sources.folder(main);
     let items = names_of_items(&tree);
-    let mut shape = Shape::new(folder, problems);
-    if !shape.check(&mut tree, &schema::main_file()) {
-        // What is missing has been reported; a stand-in lets the rest be checked too.
-        tree.stand_in("version", "1.0")?;
-    }
-    let mut references = shape.references;
-    let mut keys = Keys::default();
-    keys.add("", &tree, &shape.secret_places);
+    let Readied { mut references, mut keys, mut opener } = ready(sources, folder, &mut tree, problems)?;
     let mut raw: RawConfig = read_raw(&tree, problems)?;
 
     let mut check = Check { tree: &tree, problems };
@@ -157,8 +155,15 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     let stdio = raw.transports.stdio.enabled;
     check::sources::can_be_served(&telemetry.sources, sources.variable("PATH").as_deref(), stdio, &mut check);
     let timeout = raw.global.timeout.as_ref().map_or(check::mcp::DEFAULT_TIMEOUT, |timeout| timeout.0);
-    let mut reader =
-        ServiceReader { sources, timeout, followed, files: &mut files, references: &mut references, keys: &mut keys };
+    let mut reader = ServiceReader {
+        sources,
+        timeout,
+        followed,
+        files: &mut files,
+        references: &mut references,
+        keys: &mut keys,
+        opener: &mut opener,
+    };
     let (services, served) = reader.read_all(raw.services, unix.as_ref(), &mut check);
     check_references(&references, &items, check.problems);
     check_shown(&served, &items, &mut check);
@@ -181,7 +186,31 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
         redaction,
         files,
         keys,
+        sealed: opener.opened,
     })
+}
+
+/// What is known of a main file once it can be read, and what its service files add to.
+struct Readied {
+    references: Vec<(SecretRef, Origin)>,
+    keys: Keys,
+    opener: sealed::Opener,
+}
+
+/// Checks the shape of the main file and opens what is sealed in it.
+fn ready(sources: &Sources, folder: &Path, tree: &mut Node, problems: &mut Problems) -> Option<Readied> {
+    let mut shape = Shape::new(folder, problems);
+    if !shape.check(tree, schema::main_file()) {
+        // What is missing has been reported; a stand-in lets the rest be checked too.
+        tree.stand_in("version", "1.0")?;
+    }
+    let references = shape.references;
+    let mut keys = Keys::default();
+    keys.add("", tree, &shape.secret_places);
+    let sealed_with = check::secrets::key_of_sealed(tree, problems);
+    let mut opener = sealed::Opener::new(sealed_with, sources.only_checks);
+    opener.open("", tree, problems);
+    Some(Readied { references, keys, opener })
 }
 
 /// Reads the service files that `services` names.
@@ -192,6 +221,7 @@ struct ServiceReader<'a> {
     files: &'a mut Vec<PathBuf>,
     references: &'a mut Vec<(SecretRef, Origin)>,
     keys: &'a mut Keys,
+    opener: &'a mut sealed::Opener,
 }
 
 impl ServiceReader<'_> {
@@ -229,9 +259,11 @@ impl ServiceReader<'_> {
         interpolate::interpolate(&mut tree, &variable, problems);
         let folder = file.parent().unwrap_or(Path::new("/"));
         let mut shape = Shape::new(folder, problems);
-        let readable = shape.check(&mut tree, &schema::service_file());
+        let readable = shape.check(&mut tree, schema::service_file());
         self.references.append(&mut shape.references);
-        self.keys.add(&format!("services.{name}"), &tree, &shape.secret_places);
+        let path = format!("services.{name}");
+        self.keys.add(&path, &tree, &shape.secret_places);
+        self.opener.open(&path, &mut tree, problems);
         if !readable {
             tree.stand_in("type", "mcp")?;
         }
@@ -243,7 +275,9 @@ impl ServiceReader<'_> {
 /// Reads a tree whose shape was checked. A failure is a gap between schema and shape, which is said with the file.
 fn read_raw<'t, T: Deserialize<'t>>(tree: &'t Node, problems: &mut Problems) -> Option<T> {
     use serde::de::IntoDeserializer;
-    match T::deserialize(tree.into_deserializer()) {
+    let read = T::deserialize(tree.into_deserializer());
+    sealed::handed_over_all();
+    match read {
         Ok(raw) => Some(raw),
         Err(error) => {
             problems.push(Problem::new(format!("cannot be read: {error}"), tree.origin.clone()));

@@ -10,11 +10,11 @@ use super::schema;
 pub fn markdown() -> String {
     let mut text = HEAD.to_owned();
     text.push_str("\n## mcpeg.yaml\n\n| key | form | meaning |\n| --- | --- | --- |\n");
-    rows(&schema::main_file(), "", &mut text);
+    rows(schema::main_file(), "", &mut text);
     text.push_str("\n## A service file\n\n| key | form | meaning |\n| --- | --- | --- |\n");
-    rows(&schema::service_file(), "", &mut text);
+    rows(schema::service_file(), "", &mut text);
     text.push_str(SOURCE_HEAD);
-    rows(&schema::source_file(), "", &mut text);
+    rows(schema::source_file(), "", &mut text);
     text
 }
 

@@ -1,4 +1,6 @@
-//! The JSON Schemas of the configuration's files, made from the written shapes.
+//! The JSON Schemas of the configuration's files, made from the written shapes: each once, because a configuration may have hundreds of files.
+
+use std::sync::LazyLock;
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
@@ -9,18 +11,22 @@ use super::raw::mcp::RawServiceFile;
 use super::raw::source::RawSource;
 
 /// Of `mcpeg.yaml`.
-pub fn main_file() -> Json {
-    extendable(schema_of::<RawConfig>("mcpeg.yaml"))
+pub fn main_file() -> &'static Json {
+    static SCHEMA: LazyLock<Json> = LazyLock::new(|| extendable(schema_of::<RawConfig>("mcpeg.yaml")));
+    &SCHEMA
 }
 
 /// Of a service file.
-pub fn service_file() -> Json {
-    extendable(schema_of::<RawServiceFile>("a service of mcpeg"))
+pub fn service_file() -> &'static Json {
+    static SCHEMA: LazyLock<Json> = LazyLock::new(|| extendable(schema_of::<RawServiceFile>("a service of mcpeg")));
+    &SCHEMA
 }
 
 /// Of the file that `--source` names.
-pub fn source_file() -> Json {
-    schema_of::<RawSource>("how a source of mcpeg's configuration is reached")
+pub fn source_file() -> &'static Json {
+    static SCHEMA: LazyLock<Json> =
+        LazyLock::new(|| schema_of::<RawSource>("how a source of mcpeg's configuration is reached"));
+    &SCHEMA
 }
 
 /// With the key that is taken out before the rest is read.

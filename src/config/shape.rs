@@ -202,6 +202,9 @@ impl<'a> Shape<'a> {
                     node.origin.clone(),
                 );
         }
+        if matches!(node.value, Value::Sealed(_)) {
+            return secret_allowed || self.misplaced_seal(node);
+        }
         let Some(text) = node.as_str() else {
             let expected = if matches!(node.value, Value::Int(_) | Value::Float(_) | Value::Bool(_)) {
                 "a text (put it in quotes)"
@@ -250,6 +253,7 @@ impl<'a> Shape<'a> {
     fn check_anything(&mut self, node: &Node) -> bool {
         match &node.value {
             Value::Wrong => false,
+            Value::Sealed(_) => self.misplaced_seal(node),
             Value::WithSecrets(_) => self.problem_with(
                 "a secret may not stand here".to_owned(),
                 Some("secrets may stand in headers, environments, tokens and passwords".to_owned()),
@@ -259,6 +263,14 @@ impl<'a> Shape<'a> {
             Value::Map(entries) => entries.iter().all(|entry| self.check_anything(&entry.node)),
             _ => true,
         }
+    }
+
+    fn misplaced_seal(&mut self, node: &Node) -> bool {
+        self.problem_with(
+            "a sealed value may not stand here".to_owned(),
+            Some("it may stand where a secret may: in headers, environments, tokens and passwords".to_owned()),
+            node.origin.clone(),
+        )
     }
 
     fn check_boolean(&mut self, node: &mut Node) -> bool {
@@ -346,7 +358,7 @@ fn url_fault(text: &str) -> Option<String> {
 fn secret_of(segment: &Segment) -> Option<SecretRef> {
     match segment {
         Segment::Secret(reference) => Some(reference.clone()),
-        Segment::Literal(_) => None,
+        Segment::Literal(_) | Segment::Opened(_) => None,
     }
 }
 

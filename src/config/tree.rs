@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::source::fetched::Base;
-use crate::secret::SecretRef;
+use crate::secret::{Secret, SecretRef};
 
 /// A value and the place where it was written.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +28,8 @@ pub enum Value {
     Text(Text),
     /// A text in which references to secrets were found.
     WithSecrets(Vec<Segment>),
+    /// What stands behind `!sealed`, which has not been opened.
+    Sealed(String),
     List(Vec<Node>),
     Map(Vec<Entry>),
 }
@@ -50,6 +52,8 @@ pub struct Entry {
 pub enum Segment {
     Literal(String),
     Secret(SecretRef),
+    /// Of a sealed value.
+    Opened(Arc<Secret>),
 }
 
 /// Where a node was written.
@@ -117,9 +121,11 @@ impl Node {
             Value::Int(value) => value.hash(hasher),
             Value::Float(value) => value.to_bits().hash(hasher),
             Value::Text(text) => text.text.hash(hasher),
+            Value::Sealed(text) => text.hash(hasher),
             Value::WithSecrets(segments) => segments.iter().for_each(|segment| match segment {
                 Segment::Literal(literal) => literal.hash(hasher),
                 Segment::Secret(reference) => reference.hash(hasher),
+                Segment::Opened(secret) => secret.expose().hash(hasher),
             }),
             Value::List(items) => items.iter().for_each(|item| item.hash_into(hasher)),
             Value::Map(entries) => entries.iter().for_each(|entry| {
@@ -127,6 +133,17 @@ impl Node {
                 entry.node.hash_into(hasher);
             }),
         }
+    }
+
+    /// The node at `path`, in mappings and lists.
+    pub fn at_mut(&mut self, path: &[&str]) -> Option<&mut Node> {
+        let Some((first, rest)) = path.split_first() else { return Some(self) };
+        let next = match &mut self.value {
+            Value::Map(entries) => &mut entries.iter_mut().find(|entry| entry.key == *first)?.node,
+            Value::List(items) => items.get_mut(first.parse::<usize>().ok()?)?,
+            _ => return None,
+        };
+        next.at_mut(rest)
     }
 
     pub fn entries(&self) -> &[Entry] {
@@ -218,6 +235,7 @@ impl Value {
             Self::Bool(_) => "a boolean",
             Self::Int(_) | Self::Float(_) => "a number",
             Self::Text(_) | Self::WithSecrets(_) => "a text",
+            Self::Sealed(_) => "a sealed value",
             Self::List(_) => "a list",
             Self::Map(_) => "a mapping",
         }

@@ -1,12 +1,13 @@
 //! Reads one YAML file into a located tree: bounded, without aliases' bombs, duplicate keys found, nothing of its content in an error.
 
 use std::fmt;
+use std::ops::Range;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_yaml::{Budget, DuplicateKeyPolicy, Options, Spanned};
+use serde_yaml::{Budget, DuplicateKeyPolicy, Options, Spanned, Tagged};
 
 use super::problem::{Problem, Problems};
 use super::source::fetched::Files;
@@ -44,13 +45,44 @@ pub fn parse(file: &Arc<SourceFile>, problems: &mut Problems) -> Option<Node> {
                     "a configuration is one document, without `---` in it".to_owned()
                 }
                 words if words.contains("budget breached") => format!("a configuration may have {BUDGET}"),
-                words if words.contains("unsupported tag") => "a tag (`!name`) has no meaning here".to_owned(),
+                words if words.contains("tag") => "a tag (`!name`) has no meaning here".to_owned(),
                 words => format!("this is not YAML that can be read: {words}"),
             };
             problems.push(Problem::new(message, file.at(line, column)));
             None
         }
     }
+}
+
+/// One scalar of a file, and the bytes that it takes there without its tag.
+pub struct Scalar {
+    pub span: Range<usize>,
+    pub text: String,
+    pub is_sealed: bool,
+}
+
+/// The scalar at a path in a text that can be parsed. `None`: nothing is there. An error: it is no scalar.
+pub fn scalar_at(text: &str, path: &[&str]) -> Option<Result<Scalar, ()>> {
+    let mut at: Located = serde_yaml::from_str_with_options(text, options()).ok()?;
+    for name in path {
+        let Tagged(raw, _) = at.0.value;
+        at = match raw {
+            Raw::Map(entries) => entries.into_iter().find(|(key, _)| key.value.0 == *name)?.1,
+            Raw::List(items) => items.into_iter().nth(name.parse().ok()?)?,
+            _ => return None,
+        };
+    }
+    let span = at.0.referenced.span();
+    let start = usize::try_from(span.byte_offset()?).ok()?;
+    let span = start..start + usize::try_from(span.byte_len()?).ok()?;
+    let Tagged(raw, tag) = at.0.value;
+    let value = match raw {
+        Raw::Text(value) => value,
+        // As it is written: `010` and `1.50` are no other texts.
+        Raw::Bool(_) | Raw::Int(_) | Raw::Float(_) => text.get(span.clone())?.trim().to_owned(),
+        Raw::Null | Raw::List(_) | Raw::Map(_) => return Some(Err(())),
+    };
+    Some(Ok(Scalar { span, text: value, is_sealed: tag.as_deref() == Some(SEALED) }))
 }
 
 /// Reads a regular UTF-8 file of at most `MAX_FILE_BYTES`, which problems name `shown`.
@@ -97,13 +129,13 @@ fn options() -> Options {
     options.strict_booleans = true;
     options.leading_zero_numbers_as_strings = true;
     options.duplicate_keys = DuplicateKeyPolicy::PassThrough;
-    // A tag asks for a meaning that nothing here gives.
-    options.reject_unsupported_tags = true;
+    // A tag asks for a meaning: `into_node` gives one to `!sealed`, and refuses the others at their places.
+    options.reject_unsupported_tags = false;
     options
 }
 
 /// What the parser hands over: a value with its place.
-struct Located(Spanned<Raw>);
+struct Located(Spanned<Tagged<Raw>>);
 
 enum Raw {
     Null,
@@ -120,8 +152,9 @@ struct Key(String);
 
 impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Raw::deserialize(deserializer)? {
-            Raw::Text(text) => Ok(Self(text)),
+        match Tagged::<Raw>::deserialize(deserializer)? {
+            Tagged(_, Some(tag)) if !is_core(&tag) => Err(serde::de::Error::custom("a tag at a key")),
+            Tagged(Raw::Text(text), _) => Ok(Self(text)),
             _ => Err(serde::de::Error::custom("a key is a text: put it in quotes")),
         }
     }
@@ -130,7 +163,14 @@ impl<'de> Deserialize<'de> for Key {
 impl Located {
     fn into_node(self, file: &Arc<SourceFile>, problems: &mut Problems) -> Node {
         let origin = file.at(as_count(self.0.referenced.line()), as_count(self.0.referenced.column()));
-        let value = match self.0.value {
+        let Tagged(raw, tag) = self.0.value;
+        let value = match raw {
+            Raw::Text(text) if tag.as_deref() == Some(SEALED) => Value::Sealed(text),
+            _ if tag.as_deref().is_some_and(|tag| !is_core(tag)) => {
+                let message = "a tag (`!name`) has no meaning here".to_owned();
+                problems.push(Problem::new(message, origin.clone()).help("`!sealed` stands before a text"));
+                Value::Wrong
+            }
             Raw::Null => Value::Null,
             Raw::Bool(value) => Value::Bool(value),
             Raw::Int(value) => Value::Int(value),
@@ -164,7 +204,7 @@ fn into_entries(raw: Vec<(Spanned<Key>, Located)>, file: &Arc<SourceFile>, probl
 
 impl<'de> Deserialize<'de> for Located {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Spanned::<Raw>::deserialize(deserializer).map(Self)
+        Spanned::<Tagged<Raw>>::deserialize(deserializer).map(Self)
     }
 }
 
@@ -250,6 +290,12 @@ fn as_count(position: u64) -> usize {
     usize::try_from(position).unwrap_or(usize::MAX).max(1)
 }
 
+/// Whether a tag says what the value is anyway: `!!str`.
+fn is_core(tag: &str) -> bool {
+    tag.starts_with("tag:yaml.org,2002:") || tag == "!"
+}
+
+const SEALED: &str = "!sealed";
 const BUDGET: &str = "20,000 nodes, 64 levels, 64 anchors and 256 aliases";
 /// Of one configuration file.
 pub const MAX_FILE_BYTES: u64 = 1024 * 1024;

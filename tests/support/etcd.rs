@@ -106,6 +106,12 @@ impl Etcd {
         self.call("v3/kv/deleterange", json!({ "key": STANDARD.encode(key) })).await;
     }
 
+    pub async fn get(&self, key: &str) -> Option<String> {
+        let found = self.call("v3/kv/range", json!({ "key": STANDARD.encode(key) })).await;
+        let value = found["kvs"][0]["value"].as_str()?;
+        Some(String::from_utf8(STANDARD.decode(value).unwrap()).unwrap())
+    }
+
     pub async fn call(&self, path: &str, body: Value) -> Value {
         let answer = http().post(format!("http://{}/{path}", self.host())).json(&body).send().await.unwrap();
         let (status, text) = (answer.status(), answer.text().await.unwrap());

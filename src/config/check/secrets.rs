@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 
 use super::vault::{Variables, vault};
 use super::{Check, join, seconds};
+use crate::config::problem::Problems;
 use crate::config::raw::scalar::RawPath;
 use crate::config::raw::secrets::{
     RawDirectory, RawItem, RawProvider, RawSealedWith, RawSecrets, RawSecretsCache, RawServe, RawServeAllow,
 };
+use crate::config::read_raw;
+use crate::config::tree::Node;
 use crate::config::yaml::plain_io;
 use crate::sealed::KeySource;
 use crate::secrets::settings::{
@@ -112,6 +115,13 @@ fn cache(raw: RawSecretsCache, revoke_on_exit: bool, check: &mut Check<'_>) -> O
     }
     let sealed_with = sealed_with(raw.sealed_with, &join(&path, &["sealed_with"]), check)?;
     Some(CacheSettings { path: raw.path.0, sealed_with })
+}
+
+/// The key of `security.sealed_with`, which is needed before anything else is read. `None`: none is named, or its mistake has been said.
+pub fn key_of_sealed(tree: &Node, problems: &mut Problems) -> Option<KeySource> {
+    let node = tree.get("security")?.get("sealed_with")?;
+    let raw: RawSealedWith = read_raw(node, problems)?;
+    sealed_with(raw, &["security", "sealed_with"], &mut Check { tree, problems })
 }
 
 /// Whether the key can be had shows when it is needed: a credential is there only where systemd has started the process.

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::hooks::RawOnChange;
 use super::scalar::{RawAccount, RawDuration, RawMode, RawPath, RawSecretText, RawSignal, RawSize};
+use super::secrets::RawSealedWith;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -215,6 +216,8 @@ pub struct RawSecurity {
     /// What else is taken out of logs, audit events and traces.
     #[serde(default)]
     pub redaction: RawRedaction,
+    /// What opens the values that are sealed in the configuration's files (`!sealed ...`, by `mcpeg seal --path`).
+    pub sealed_with: Option<RawSealedWith>,
     /// Whether a start fails (`require`) or warns (`true`) when the secrets' memory cannot be locked. Default: `true`.
     pub lock_memory: Option<RawLockMemory>,
     /// Not available in this version: `true`.

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, Visitor};
 use url::Url;
 
+use crate::config::sealed;
 use crate::config::units;
 use crate::mcp::settings::policy::Rate;
 use crate::secret::{Part, Secret, SecretRef, SecretText};
@@ -177,7 +178,10 @@ fn parse_encoded(text: &str) -> Option<SecretText> {
         if !literal.is_empty() {
             parts.push(Part::Literal(Arc::new(Secret::from(std::mem::take(&mut literal)))));
         }
-        parts.push(Part::Reference(SecretRef::parse(inside.strip_prefix("secret.")?)?));
+        parts.push(match sealed::handed_over(inside) {
+            Some(secret) => Part::Literal(secret),
+            None => Part::Reference(SecretRef::parse(inside.strip_prefix("secret.")?)?),
+        });
         rest = after;
     }
     literal.push_str(rest);

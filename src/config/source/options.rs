@@ -58,7 +58,7 @@ fn load_from(sources: &Sources, here: &Path, problems: &mut Problems) -> Option<
         tree.put(&path, Node::text(&value, true, Origin::Variable(name.clone())));
     }
     let mut shape = Shape::new(here, problems);
-    if !shape.check(&mut tree, &schema::source_file()) {
+    if !shape.check(&mut tree, schema::source_file()) {
         return None;
     }
     let raw: RawSource = read_raw(&tree, problems)?;
