@@ -378,10 +378,10 @@ async fn a_folder_is_migrated_to_etcd_and_consul_and_runs_from_there() {
         assert!(output.status.success(), "{args:?}: {said}");
         said
     };
-    let dry = run(&["migrate-config", "--to", &address, "--dry-run"]);
+    let dry = run(&["migrate", "config", "--to", &address, "--dry-run"]);
     assert_eq!(dry.lines().collect::<Vec<_>>(), files);
     assert_eq!(etcd.get("m/mcpeg.yaml").await, None);
-    let said = run(&["migrate-config", "--to", &address]);
+    let said = run(&["migrate", "config", "--to", &address]);
     assert!(
         said.contains("7 files, 7 written, 0 there already") && said.contains("left there as they were: other"),
         "{said}"
@@ -390,19 +390,19 @@ async fn a_folder_is_migrated_to_etcd_and_consul_and_runs_from_there() {
         assert_eq!(etcd.get(&format!("m/{name}")).await.as_deref(), Some(folder.read(name).as_str()), "{name}");
     }
     assert_eq!(etcd.get("m/other").await.as_deref(), Some("stays"));
-    let again = run(&["migrate-config", "--to", &address, "--json"]);
+    let again = run(&["migrate", "config", "--to", &address, "--json"]);
     let again: serde_json::Value = serde_json::from_str(&again).unwrap();
     assert_eq!((&again["files"], &again["written"], &again["unchanged"]), (&7.into(), &0.into(), &7.into()));
 
     folder.write("source.yaml", "token_file: token\n");
     let to = format!("consul://127.0.0.1:{}/m/", consul.port);
-    let said = run(&["migrate-config", "--to", &to, "--source", "source.yaml"]);
+    let said = run(&["migrate", "config", "--to", &to, "--source", "source.yaml"]);
     assert!(said.contains("7 files, 7 written"), "{said}");
     let moved =
         Folder::new(&[("token", "token-of-consul\n"), ("source.yaml", "token_file: token\n")]).configured_by(&to);
     let good = moved.mcpeg(&["check", "--all-environments", "--source", "source.yaml"]);
     assert!(good.status.success(), "{}", String::from_utf8_lossy(&good.stderr));
-    let git = folder.mcpeg(&["migrate-config", "--to", "git+https://127.0.0.1:1/x.git"]);
+    let git = folder.mcpeg(&["migrate", "config", "--to", "git+https://127.0.0.1:1/x.git"]);
     assert!(String::from_utf8_lossy(&git.stderr).contains("cannot be written to"), "{git:?}");
     assert_eq!(folder.read("mcpeg.yaml"), TWO);
 }

@@ -1,21 +1,49 @@
-//! `mcpeg migrate-config --to etcd://...|consul://...`: writes the files of the configuration where they can be followed from. Nothing is removed, there or
-//! here, and nothing is overwritten that somebody else changes meanwhile.
+//! `mcpeg migrate`: what is kept (`storage`), or with `config` the files of the configuration, which go where they can be followed from. Nothing is
+//! removed, there or here, and nothing is overwritten that somebody else changes meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::source::block_on_any;
-use super::{bad_configuration, failed, say};
+use super::{bad_configuration, failed, say, storage};
 use crate::config::source::{Remote, Written};
 use crate::config::{self, Problem, Problems, Sources};
 
 #[derive(Debug, Args)]
-pub struct ConfigArgs {
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct MigrateArgs {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    kept: storage::CarryArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Write the configuration into etcd or Consul, where it can be followed from
+    Config(ConfigArgs),
+}
+
+impl MigrateArgs {
+    pub fn is_of_config(&self) -> bool {
+        self.what.is_some()
+    }
+}
+
+pub fn migrate(sources: &Sources, args: &MigrateArgs) -> ExitCode {
+    match &args.what {
+        Some(What::Config(args)) => config(sources, args),
+        None => storage::carry(sources, &args.kept),
+    }
+}
+
+#[derive(Debug, Args)]
+struct ConfigArgs {
     /// Where to: etcd://host:2379/prefix/ or consul://host:8500/prefix/; --source says how it is reached
     #[arg(long, value_name = "ADDRESS")]
     to: String,
@@ -30,7 +58,7 @@ pub struct ConfigArgs {
     json: bool,
 }
 
-pub fn migrate(sources: &Sources, args: &ConfigArgs) -> ExitCode {
+fn config(sources: &Sources, args: &ConfigArgs) -> ExitCode {
     let files = match files_of(sources, &args.also) {
         Ok(files) => files,
         Err(problems) => return bad_configuration(&problems),

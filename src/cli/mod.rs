@@ -79,12 +79,10 @@ enum Command {
     Backup(storage::BackupArgs),
     /// Put a backup in the place of what is kept; the sidecar must not run
     Restore(storage::RestoreArgs),
-    /// Carry what is kept from one kind of store to another; the sidecar must not run
-    Migrate(storage::MigrateArgs),
+    /// Carry what is kept from one kind of store to another, while the sidecar does not run; or the configuration (`config`) to where it can be followed
+    Migrate(migrate::MigrateArgs),
     /// The audit trail: its newest events, and whether it was touched
     Audit(audit::AuditArgs),
-    /// Move the configuration to where it can be followed from
-    MigrateConfig(migrate::ConfigArgs),
     /// Encrypt a file in place (age), or make a key for that
     Seal(seal::SealArgs),
     /// Open a sealed file in place
@@ -105,7 +103,8 @@ impl Command {
     fn purpose(&self) -> Option<Purpose> {
         match self {
             Self::Run(_) => Some(Purpose::Run),
-            Self::Check(_) | Self::Render(_) | Self::MigrateConfig(_) => Some(Purpose::Look),
+            Self::Migrate(args) if args.is_of_config() => Some(Purpose::Look),
+            Self::Check(_) | Self::Render(_) => Some(Purpose::Look),
             Self::Connect(_) | Self::Status(_) | Self::Reload(_) | Self::Diff(_) => Some(Purpose::Ask),
             Self::Secrets(_) | Self::Audit(_) => Some(Purpose::Ask),
             Self::Metrics(_) | Self::Backup(_) | Self::Restore(_) | Self::Migrate(_) => Some(Purpose::Ask),
@@ -150,9 +149,8 @@ pub fn main() -> ExitCode {
         Command::Metrics(args) => metrics::metrics(&sources, &args),
         Command::Backup(args) => storage::backup(&sources, &args),
         Command::Restore(args) => storage::restore(&sources, &args),
-        Command::Migrate(args) => storage::migrate(&sources, &args),
+        Command::Migrate(args) => migrate::migrate(&sources, &args),
         Command::Audit(args) => audit::audit(&sources, &args),
-        Command::MigrateConfig(args) => migrate::migrate(&sources, &args),
         Command::Seal(args) => seal::seal(&args),
         Command::Unseal(args) => seal::unseal(&args),
         Command::Schema(args) => {

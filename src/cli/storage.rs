@@ -60,13 +60,13 @@ pub struct RestoreArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct MigrateArgs {
+pub struct CarryArgs {
     /// memory, sqlite, redis or postgres [default: the configured one]
     #[arg(long, value_name = "KIND")]
     from: Option<String>,
     /// memory, sqlite, redis or postgres. One of the two is the configured one; the options below are of the other
-    #[arg(long, value_name = "KIND")]
-    to: String,
+    #[arg(long, value_name = "KIND", required = true)]
+    to: Option<String>,
     /// The file of the other one, where it has one [default: as for `storage.runtime.path`]
     #[arg(long, value_name = "FILE")]
     path: Option<PathBuf>,
@@ -184,7 +184,7 @@ fn read(args: &RestoreArgs) -> Result<Vec<(Space, Record)>, String> {
     storage::records_in(&sealed::open(&bytes, &key).map_err(|error| error.to_string())?)
 }
 
-pub fn migrate(sources: &Sources, args: &MigrateArgs) -> ExitCode {
+pub fn carry(sources: &Sources, args: &CarryArgs) -> ExitCode {
     let config = match config::load(sources) {
         Ok(config) => config,
         Err(problems) => return bad_configuration(&problems),
@@ -192,8 +192,9 @@ pub fn migrate(sources: &Sources, args: &MigrateArgs) -> ExitCode {
     take_variables(&config);
     let configured = config.storage.runtime.kind.clone();
     let from = args.from.as_deref().unwrap_or(configured.as_str());
-    let kinds = match (from == configured.as_str(), args.to == configured.as_str()) {
-        (true, false) => other(&args.to, args, sources).map(|other| (configured, other)),
+    let to = args.to.as_deref().unwrap_or_default();
+    let kinds = match (from == configured.as_str(), to == configured.as_str()) {
+        (true, false) => other(to, args, sources).map(|other| (configured, other)),
         (false, true) => other(from, args, sources).map(|other| (other, configured)),
         (true, true) => Err("both are the configured store: nothing is to be done".to_owned()),
         (false, false) => Err(format!("neither is the configured store, which is {}", configured.as_str())),
@@ -234,7 +235,7 @@ pub fn migrate(sources: &Sources, args: &MigrateArgs) -> ExitCode {
 }
 
 /// The store that is not configured, as if it were.
-fn other(kind: &str, args: &MigrateArgs, sources: &Sources) -> Result<RuntimeKind, String> {
+fn other(kind: &str, args: &CarryArgs, sources: &Sources) -> Result<RuntimeKind, String> {
     let absolute = |path: &PathBuf| std::path::absolute(path).map_err(|error| error.to_string());
     let mut written = json!({ "type": kind });
     if kind == "memory" {
