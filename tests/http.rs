@@ -16,7 +16,7 @@ use crate::support::{eventually, memory, peers};
 const TOKEN: &str = "token-of-the-local-agent";
 
 /// A sidecar that listens on a port of its own; `more` goes into `transports`.
-fn sidecar(services: &[(&str, String)], more: &str) -> (Sidecar, Http) {
+pub fn sidecar(services: &[(&str, String)], more: &str) -> (Sidecar, Http) {
     let folder = Folder::new(&[]);
     let mut main = "version: \"1.0\"\naudit: { path: audit.log }\n\
         secrets:\n  providers: { own: { type: file, path: secrets.yaml } }\n  items: { local: { provider: own, path: local, refresh: 1s } }\n"
@@ -39,7 +39,7 @@ fn stdio(argv: &[String]) -> String {
 }
 
 /// The server that asks and tells; what it reads is in the file.
-fn scripted() -> (String, tempfile::NamedTempFile) {
+pub fn scripted() -> (String, tempfile::NamedTempFile) {
     let log = tempfile::NamedTempFile::new().unwrap();
     let script = format!("{}/tests/support/scripted.py", env!("CARGO_MANIFEST_DIR"));
     let argv = [peers::path("python").display().to_string(), script, log.path().display().to_string()];
@@ -47,7 +47,7 @@ fn scripted() -> (String, tempfile::NamedTempFile) {
 }
 
 /// Raw requests to the sidecar's TCP port.
-struct Http {
+pub struct Http {
     client: reqwest::Client,
     url: String,
 }
@@ -66,7 +66,7 @@ impl Http {
             .header("Accept", "application/json, text/event-stream")
     }
 
-    fn post(&self, path: &str, body: &str) -> RequestBuilder {
+    pub fn post(&self, path: &str, body: &str) -> RequestBuilder {
         self.ask(Method::POST, path).header("Content-Type", "application/json").body(body.to_owned())
     }
 
@@ -104,7 +104,7 @@ impl Http {
     }
 }
 
-fn request(method: &str, params: Value) -> String {
+pub fn request(method: &str, params: Value) -> String {
     json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }).to_string()
 }
 
@@ -120,7 +120,7 @@ async fn json(response: Response) -> Value {
 }
 
 /// The status and the code of the error.
-async fn refusal(asked: RequestBuilder) -> (u16, i64) {
+pub async fn refusal(asked: RequestBuilder) -> (u16, i64) {
     let response = asked.send().await.unwrap();
     let status = response.status().as_u16();
     (status, json(response).await["error"]["code"].as_i64().unwrap())
@@ -272,35 +272,6 @@ async fn a_legacy_session_is_begun_used_and_ended() {
     let end = http.ask(Method::DELETE, "/child").header("Mcp-Session-Id", &id);
     assert_eq!(end.send().await.unwrap().status(), 200);
     assert_eq!(refusal(in_session(&ping)).await, (404, -32600));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_batch_is_answered_on_one_stream_in_the_version_that_has_them() {
-    let (service, _log) = scripted();
-    let (_sidecar, http) = sidecar(&[("s", service)], "");
-    for path in ["/s", ""] {
-        let hello = json!({ "protocolVersion": "2025-03-26", "capabilities": {}, "clientInfo": { "name": "t", "version": "1" } });
-        let response = http.post(path, &request("initialize", hello)).send().await.unwrap();
-        assert_eq!(response.status(), 200, "{response:?}");
-        let headers = response.headers().clone();
-        let id =
-            headers.get("mcp-session-id").unwrap_or_else(|| panic!("{path}: {headers:?}")).to_str().unwrap().to_owned();
-        let post = |body: &str| http.post(path, body).header("Mcp-Session-Id", &id);
-        let pings = r#"[{"jsonrpc":"2.0","id":7,"method":"ping"},{"jsonrpc":"2.0","method":"notifications/initialized"},{"jsonrpc":"2.0","id":8,"method":"ping"}]"#;
-        let text = post(pings).send().await.unwrap().text().await.unwrap();
-        let mut answered: Vec<u64> = text
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok()?["id"].as_u64())
-            .collect();
-        answered.sort_unstable();
-        assert_eq!(answered, [7, 8], "{path}: {text}");
-        let told = r#"[{"jsonrpc":"2.0","method":"notifications/initialized"}]"#;
-        assert_eq!(post(told).send().await.unwrap().status(), 202);
-        for bad in ["[]", r#"[{"jsonrpc":"2.0","id":1,"method":"initialize"}]"#, r#"[{"id":1,"method":"ping"}]"#] {
-            assert_eq!(refusal(post(bad)).await, (400, -32600), "{bad}");
-        }
-        assert_eq!(refusal(post(pings).header("MCP-Protocol-Version", "2025-06-18")).await, (400, -32600));
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@ mod audit;
 mod auth;
 mod aws;
 mod aws_login;
+mod batches;
 mod bounds;
 mod bridge;
 mod cache;

@@ -36,7 +36,7 @@ fn every_instrument_of_the_code_is_documented_and_no_other() {
         ["mcp", "process", "render", "secrets", "secrets/serve", "storage", "admin", "telemetry", "telemetry/inflow"]
             .map(|domain| format!("{domain}/metrics.rs"))
             .into_iter()
-            .chain(["reload.rs".to_owned()])
+            .chain(["reload.rs", "reload/drift.rs"].map(str::to_owned))
             .flat_map(|file| {
                 let code = fs::read_to_string(root().join("src").join(file)).unwrap();
                 let words = code.split('"').skip(1).step_by(2).map(str::to_owned);

@@ -238,9 +238,9 @@ fn children_of(pid: u32) -> Vec<u32> {
     .collect()
 }
 
-/// In KiB.
+/// In KiB, without the pages of the program's own file, which come and go as its code is used.
 fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }

@@ -125,8 +125,7 @@ pub fn load_following(sources: &Sources, followed: &mut Vec<PathBuf>) -> Result<
 
 fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, problems: &mut Problems) -> Option<Config> {
     let layers::Layered { mut tree, mut files } = layers::load(sources, main, followed, problems)?;
-    let folder = sources.folder(main);
-    let items = names_of_items(&tree);
+    let (folder, items) = (sources.folder(main), names_of_items(&tree));
     let Readied { mut references, mut keys, mut opener } = ready(sources, folder, &mut tree, problems)?;
     let mut raw: RawConfig = read_raw(&tree, problems)?;
 
@@ -154,10 +153,9 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
     check::sources::tell_process(&telemetry.sources, process.as_mut(), &mut check);
     let stdio = raw.transports.stdio.enabled;
     check::sources::can_be_served(&telemetry.sources, sources.variable("PATH").as_deref(), stdio, &mut check);
-    let timeout = raw.global.timeout.as_ref().map_or(check::mcp::DEFAULT_TIMEOUT, |timeout| timeout.0);
     let mut reader = ServiceReader {
         sources,
-        timeout,
+        timeout: raw.global.timeout.as_ref().map_or(check::mcp::DEFAULT_TIMEOUT, |timeout| timeout.0),
         followed,
         files: &mut files,
         references: &mut references,

@@ -458,7 +458,7 @@ fn an_error_of_the_parser_shows_nothing_of_the_file() {
 #[test]
 fn the_schema_accepts_what_the_check_accepts() {
     let schema = schema::main_file();
-    let validator = jsonschema::validator_for(&schema).unwrap();
+    let validator = jsonschema::validator_for(schema).unwrap();
     let good = serde_json::json!({
         "version": "1.0",
         "secrets": { "providers": { "dev": { "type": "file", "path": "x" } }, "items": { "a": { "provider": "dev" } } },

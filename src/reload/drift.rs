@@ -21,7 +21,7 @@ impl Drifted {
         let _ = meter
             .u64_observable_gauge("mcpeg.config.drift")
             .with_description("1 while the configuration that is written is not the one that runs")
-            .with_unit("1")
+            .with_unit("{configuration}")
             .with_callback(move |observer| observer.observe(u64::from(seen.is_set()), &[]))
             .build();
         drifted
