@@ -79,6 +79,12 @@ mod tests {
         let start =
             |program: &Path| tokio::process::Command::new(program).arg("60").kill_on_drop(true).spawn().unwrap();
         let (mut one, mut two, mut other) = (start(&program), start(&program), start(Path::new("/bin/sleep")));
+        // A start returns a moment before the kernel knows the new program's arguments.
+        for id in [one.id().unwrap(), two.id().unwrap()] {
+            while fs::read(format!("/proc/{id}/cmdline")).unwrap().is_empty() {
+                tokio::task::yield_now().await;
+            }
+        }
         assert_eq!(signal_named(&name, Signal::TERM).unwrap(), Sent { signalled: 2, not_permitted: 0 });
         assert!(!one.wait().await.unwrap().success() && !two.wait().await.unwrap().success());
         assert_eq!(signal_named(&name, Signal::TERM).unwrap(), Sent::default());
