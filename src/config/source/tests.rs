@@ -45,17 +45,17 @@ fn names_that_lead_elsewhere_and_trees_that_are_too_large_are_refused() {
 #[test]
 fn a_path_is_the_trees_file_where_it_has_one_and_else_below_the_work_folder() {
     let tree =
-        Fetched::new(SOURCE, snapshot("7", &TREE), "mcpeg.yaml", Path::new("/work"), PathBuf::from("/keep/files"));
+        Fetched::new(SOURCE, snapshot("7", &TREE), "mcpeg.yaml", Path::new("/base"), PathBuf::from("/keep/files"));
     let shown = |path: &Path| tree.name_of(path).unwrap_or_else(|| path.display().to_string());
     for (folder, text, leads) in [
         ("", "tls/ca.pem", "tls/ca.pem"),
         ("services", "../tls/ca.pem", "tls/ca.pem"),
         ("services", "a.yaml", "services/a.yaml"),
         ("", "tls", "tls"),
-        ("", "run/mcpeg.sock", "/work/run/mcpeg.sock"),
-        ("services", "cwd", "/work/services/cwd"),
+        ("", "run/mcpeg.sock", "/base/run/mcpeg.sock"),
+        ("services", "cwd", "/base/services/cwd"),
         ("", "/etc/passwd", "/etc/passwd"),
-        ("services", "../../mcpeg.yaml", "/work/services/../../mcpeg.yaml"),
+        ("services", "../../mcpeg.yaml", "/base/services/../../mcpeg.yaml"),
     ] {
         assert_eq!(shown(&tree.resolve(folder, text)), leads, "{folder} {text}");
     }
@@ -71,7 +71,7 @@ fn files_are_shown_as_their_source_names_them() {
         ("git+https://h/r.git#main", "mcpeg.yaml", "git+https://h/r.git#main:a/b"),
         ("git+https://h/r.git#main:deploy", "mcpeg.yaml", "git+https://h/r.git#main:deploy/a/b"),
     ] {
-        let tree = Fetched::new(source, snapshot("7", &TREE), main, Path::new("/work"), PathBuf::from("/keep"));
+        let tree = Fetched::new(source, snapshot("7", &TREE), main, Path::new("/base"), PathBuf::from("/keep"));
         assert_eq!(tree.shown("a/b"), Path::new(shown));
     }
 }

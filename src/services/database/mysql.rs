@@ -66,6 +66,7 @@ impl MysqlSession {
             rows.affected = Some(result.affected_rows());
         }
         while let Some(row) = result.next().await.map_err(|error| running(&error))? {
+            // The row is whole: nothing was taken out of it, which is all that this could fail by.
             let values = row.unwrap().into_iter().zip(&*described).map(|(value, column)| json(value, column));
             if !rows.push(values.collect(), &query.bounds) {
                 break;
