@@ -129,8 +129,14 @@ impl Reloader {
                 Ok(fetched) => (Some(fetched.clone()), self.attempt(self.sources.of_tree(fetched)).await),
                 Err(error) => (None, rejected(vec![error.to_string()])),
             },
-            (_, Some(fetched)) => (Some(fetched.clone()), self.attempt(self.sources.of_tree(fetched)).await),
-            (None, None) => (None, self.attempt(self.sources.clone()).await),
+            (Some(following), Some(fetched)) => {
+                let outcome = match following.lay_again(&fetched).await {
+                    Ok(()) => self.attempt(self.sources.of_tree(fetched.clone())).await,
+                    Err(reason) => rejected(vec![reason]),
+                };
+                (Some(fetched), outcome)
+            }
+            (None, _) => (None, self.attempt(self.sources.clone()).await),
         };
         let is_good = !matches!(outcome, ReloadOutcome::Rejected { .. });
         // A source that is away says nothing of what is written.

@@ -17,7 +17,8 @@ fn main(port: u16, lock_memory: &str, token: &str, more: &str) -> String {
 
 fn differences(sidecar: &Sidecar) -> (Option<i32>, Value) {
     let output = sidecar.folder.mcpeg(&["diff", "--json"]);
-    (output.status.code(), serde_json::from_slice(&output.stdout).unwrap())
+    let answer = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    (output.status.code(), answer)
 }
 
 async fn drift(sidecar: &Sidecar) -> String {

@@ -98,6 +98,13 @@ impl Following {
         let _ = tokio::task::spawn_blocking(move || remote.forget_others(&running)).await;
     }
 
+    /// Puts back what a comparison removed of a tree that waited for its turn.
+    pub async fn lay_again(&self, fetched: &Arc<Fetched>) -> Result<(), String> {
+        let (remote, fetched) = (self.remote.clone(), fetched.clone());
+        let laid = tokio::task::spawn_blocking(move || remote.lay_again(&fetched).map_err(|error| error.to_string()));
+        laid.await.unwrap_or_else(|error| Err(error.to_string()))
+    }
+
     /// As `fetch`, for a look that changes nothing: what is waited for stays the same.
     pub async fn peek(&self) -> Result<Arc<Fetched>, SourceError> {
         self.remote.peek().await

@@ -14,6 +14,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -27,6 +28,8 @@ use super::{Fetched, Snapshot, SourceError, is_file_name};
 pub struct Keep {
     folder: PathBuf,
     source: String,
+    /// Held while groups are laid or removed.
+    turn: Mutex<()>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -40,17 +43,24 @@ struct LastGood {
 
 impl Keep {
     pub fn new(folder: PathBuf, source: String) -> Self {
-        Self { folder, source }
+        Self { folder, source, turn: Mutex::new(()) }
     }
 
     /// Puts a tree on the disk, beside those that are there.
     pub fn lay(&self, snapshot: Snapshot, main: &str, work: &Path) -> Result<Fetched, SourceError> {
-        let root = self.folder.join("files");
-        let fetched = Fetched::new(&self.source, snapshot, main, work, root.clone());
-        for hash in fetched.hashes() {
-            lay_group(&root, hash, &fetched).map_err(|error| self.failed(&root.join(hash), &error))?;
-        }
+        let fetched = Fetched::new(&self.source, snapshot, main, work, self.folder.join("files"));
+        self.lay_again(&fetched)?;
         Ok(fetched)
+    }
+
+    /// Puts back what `prune` took meanwhile of a tree that did not run yet.
+    pub fn lay_again(&self, tree: &Fetched) -> Result<(), SourceError> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let root = self.folder.join("files");
+        for hash in tree.hashes() {
+            lay_group(&root, hash, tree).map_err(|error| self.failed(&root.join(hash), &error))?;
+        }
+        Ok(())
     }
 
     /// Makes this the last good one, and removes what no other than it has.
@@ -72,6 +82,7 @@ impl Keep {
 
     /// Removes the groups that `running` has not.
     pub fn prune(&self, running: &Fetched) {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let used: BTreeSet<&str> = running.hashes().collect();
         let Ok(found) = fs::read_dir(self.folder.join("files")) else { return };
         for entry in found.filter_map(Result::ok) {

@@ -195,6 +195,11 @@ impl Remote {
         self.keep.prune(running);
     }
 
+    /// A tree that waited to be looked at is whole on the disk again, whatever was removed meanwhile.
+    pub fn lay_again(&self, tree: &Fetched) -> Result<(), SourceError> {
+        self.keep.lay_again(tree)
+    }
+
     /// Writes a tree into the source, where that is etcd or Consul.
     pub async fn write(&self, files: &BTreeMap<String, Zeroizing<Vec<u8>>>) -> Result<Written, WriteError> {
         check(files, self.name(), &self.options)?;
