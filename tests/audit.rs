@@ -215,7 +215,10 @@ audit: { path: audit.log, digest: { key: "${secret.proof.key}" } }
     }
     // Neither what was said nor the key is anywhere in it, and it can be turned off while it runs.
     let trail = sidecar.folder.read("audit.log");
-    assert!(!trail.contains(r"caf\u00e9") && !trail.contains("café") && !keys.iter().any(|key| trail.contains(key)), "{trail}");
+    assert!(
+        !trail.contains(r"caf\u00e9") && !trail.contains("café") && !keys.iter().any(|key| trail.contains(key)),
+        "{trail}"
+    );
     sidecar.folder.write("mcpeg.yaml", &main.replace(r#", digest: { key: "${secret.proof.key}" }"#, ""));
     let output = sidecar.folder.mcpeg(&["reload"]);
     assert!(output.status.success(), "{}", text(&output));
