@@ -2,8 +2,8 @@
 //!
 //! The same client and the same upstream three times: the upstream's own pipes, a bare relay from a Unix socket to the child (`floor`),
 //! and mcpeg with policy, audit, metrics and leak guard on. Then memory, binary size, start to ready; what a call costs with 1 to 1,000 clients and
-//! 1 to 500 tools; and the same over HTTP beside other proxies. `-- one`, `-- clients`, `-- tools`, `-- peers` is a part alone. Linux only: it reads
-//! /proc.
+//! 1 to 500 tools; a reload of 500 services; and the same over HTTP beside other proxies. `-- one`, `-- clients`, `-- tools`, `-- reload`, `-- peers` is
+//! a part alone. Linux only: it reads /proc.
 
 // A benchmark that meets anything unexpected should stop there, and it prints because that is what it is for.
 #![allow(clippy::expect_used, clippy::print_stdout)]
@@ -14,6 +14,7 @@ mod floor;
 mod http;
 mod peers;
 mod process;
+mod reload;
 mod scale;
 
 use std::path::Path;
@@ -43,8 +44,13 @@ fn main() {
 }
 
 type Part = (&'static str, fn(&Scratch));
-const PARTS: [Part; 4] =
-    [("one", measure), ("clients", scale::clients), ("tools", scale::tools), ("peers", peers::measure)];
+const PARTS: [Part; 5] = [
+    ("one", measure),
+    ("clients", scale::clients),
+    ("tools", scale::tools),
+    ("reload", reload::measure),
+    ("peers", peers::measure),
+];
 
 fn measure(scratch: &Scratch) {
     println!(

@@ -31,7 +31,7 @@ fn peer(scratch: &Scratch, name: &str, args: &[&str], port: &str) {
         return;
     };
     let program = program.to_str().expect("a UTF-8 path").to_owned();
-    let running = Proc::start(&program, args, Some(&scratch.path(name)));
+    let running = Proc::server(&program, args, &scratch.path(name));
     run(name, port.parse().expect("a number"), "/mcp", running.pid());
 }
 

@@ -17,17 +17,23 @@ pub struct Memory {
 }
 
 impl Proc {
+    /// One that is spoken to by its standard input and output.
     pub fn start(program: &str, args: &[&str], stderr: Option<&Path>) -> Self {
         let stderr = stderr.map_or_else(Stdio::inherit, |path| std::fs::File::create(path).expect("a log file").into());
-        let child = Command::new(program)
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(stderr)
-            .env("RUST_BACKTRACE", "0")
-            .spawn()
-            .expect("the process starts");
-        Self(child)
+        Self::spawn(program, args, Stdio::piped(), Stdio::piped(), stderr)
+    }
+
+    /// One that listens, and may write to its output as much as it likes.
+    pub fn server(program: &str, args: &[&str], log: &Path) -> Self {
+        let log = std::fs::File::create(log).expect("a log file");
+        let stderr = log.try_clone().expect("a second descriptor");
+        Self::spawn(program, args, Stdio::null(), log.into(), stderr.into())
+    }
+
+    fn spawn(program: &str, args: &[&str], stdin: Stdio, stdout: Stdio, stderr: Stdio) -> Self {
+        let mut command = Command::new(program);
+        command.args(args).stdin(stdin).stdout(stdout).stderr(stderr).env("RUST_BACKTRACE", "0");
+        Self(command.spawn().expect("the process starts"))
     }
 
     pub fn pid(&self) -> u32 {

@@ -20,6 +20,8 @@ use crate::telemetry::lines::{End, LineReader, Placed, Work};
 pub struct Followed {
     /// The name that leads to it, or has led to it.
     pub path: PathBuf,
+    /// The folder that it is in when every link is followed, as the last scan found it.
+    pub folder: Option<PathBuf>,
     pub key: Key,
     pub source: Source,
     pub position: Position,

@@ -12,7 +12,7 @@ use super::position::{HEAD, Key, Likeness, Position, Print, TAIL, file_clock, ke
 use super::read::{Source, key_at, leads_to};
 use super::rotated::{self, are_related, is_gzip, is_named_after};
 use super::settings::{FileSet, StartAt};
-use super::watch::real_folder;
+use super::watch::RealPaths;
 use crate::telemetry::intake::{Entry, Intake, Kind};
 use crate::telemetry::lines::batch::{ATTRIBUTES, Owner};
 use crate::telemetry::lines::proto::value;
@@ -96,6 +96,7 @@ impl Keeper {
         self.look_for_wanted(now);
         let (mut folders, mut seen_keys) = (Vec::new(), BTreeSet::new());
         self.by_path.clear();
+        let mut real = RealPaths::default();
         for set in self.sets.clone() {
             let mut seen = Seen::default();
             set.include.iter().for_each(|pattern| pattern.look(&mut seen));
@@ -103,7 +104,7 @@ impl Keeper {
             for path in seen.files.into_iter().filter(|path| !set.excludes(path)) {
                 let Some(key) = self.discover(&path, &set, now) else { continue };
                 if seen_keys.insert(key) {
-                    if let Some(real) = path.canonicalize().ok().filter(|real| *real != path) {
+                    if let Some(real) = real.of(&path).filter(|real| *real != path) {
                         folders.extend(real.parent().map(Path::to_owned));
                         self.by_path.insert(real, key);
                     }
@@ -118,7 +119,10 @@ impl Keeper {
                 _ => {}
             }
         }
-        folders.extend(self.files.values().filter_map(|file| real_folder(&file.path)));
+        for file in self.files.values_mut() {
+            file.folder = real.of(&file.path).and_then(|real| real.parent().map(Path::to_owned));
+        }
+        folders.extend(self.files.values().filter_map(|file| file.folder.clone()));
         folders.sort();
         folders.dedup();
         self.scanned_at = started;
@@ -267,6 +271,7 @@ impl Keeper {
         let end = position.offset;
         let file = Followed {
             path: path.to_owned(),
+            folder: None,
             key,
             source,
             position,
@@ -478,6 +483,14 @@ impl Keeper {
 
     pub fn all_are_due(&mut self) {
         self.files.values_mut().for_each(|file| file.is_due = true);
+    }
+
+    /// Only those of which nothing would be told: there is more to come of them than bytes, or nobody watches their folder.
+    pub fn restless_are_due(&mut self, is_watched: impl Fn(&Path) -> bool) {
+        for file in self.files.values_mut() {
+            let is_at_rest = file.state == State::Live && file.lag() == 0 && file.failed.is_none();
+            file.is_due |= !is_at_rest || !file.folder.as_deref().is_some_and(&is_watched);
+        }
     }
 
     /// The file was written to. `true`: it is none of those that are followed, and may have to be.

@@ -137,12 +137,16 @@ impl Loop {
             for one in happened.drain(..) {
                 rescan |= self.take_note(&one);
             }
+            let is_regular = scanned.elapsed() >= SCAN_EVERY;
             if rescan {
                 self.scan();
                 scanned = Instant::now();
             }
-            if looked.elapsed() >= LOOK_EVERY || is_hot {
+            if is_regular || is_hot {
                 self.keeper.all_are_due();
+            }
+            if looked.elapsed() >= LOOK_EVERY {
+                self.keeper.restless_are_due(|folder| self.watch.sees(folder));
                 looked = Instant::now();
             }
         }
@@ -198,8 +202,9 @@ impl Loop {
 
 /// Read at once.
 const CHUNK: usize = 256 * 1024;
-/// Files are looked at though nothing was told of them.
+/// Files are looked at though nothing was told of them: those of which time alone makes something, or that nobody watches.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// And all of them, as some ways of writing are not told (`mmap`).
 const SCAN_EVERY: Duration = Duration::from_secs(10);
 const GATHER: Duration = Duration::from_millis(20);
 const BLOCKED_WAIT: Duration = Duration::from_millis(100);

@@ -85,6 +85,11 @@ impl Watch {
         }
     }
 
+    /// Whether what happens in the folder is told.
+    pub fn sees(&self, folder: &Path) -> bool {
+        self.folders.values().any(|known| known == folder)
+    }
+
     /// Waits until something happens, somebody wakes, or the time is over; gives what happened.
     pub fn wait(&mut self, longest: Duration, happened: &mut Vec<Happening>) {
         let mut waited = vec![PollFd::from_borrowed_fd(self.waker.0.as_fd(), PollFlags::IN)];
@@ -102,6 +107,7 @@ impl Watch {
         let _ = rustix::io::read(&*self.waker.0, &mut [0_u8; 8]);
         let Some(inotify) = &self.inotify else { return };
         let mut buffer = [MaybeUninit::uninit(); 8 * 1024];
+        let mut gone = Vec::new();
         let mut reader = inotify::Reader::new(inotify, &mut buffer);
         // `WouldBlock` is its end.
         while let Ok(event) = reader.next() {
@@ -110,6 +116,10 @@ impl Watch {
                 happened.push(Happening::Missed);
             }
             let flags = event.events();
+            if flags.contains(inotify::ReadFlags::IGNORED) {
+                // The folder is gone; one of its name would not be watched.
+                gone.push(event.wd());
+            }
             let path = || {
                 let folder = self.folders.get(&event.wd())?;
                 let name = event.file_name()?;
@@ -128,12 +138,25 @@ impl Watch {
                 happened.push(what);
             }
         }
+        gone.iter().for_each(|id| drop(self.folders.remove(id)));
     }
 }
 
-/// The folder that a path stands in when every link is followed.
-pub fn real_folder(path: &Path) -> Option<PathBuf> {
-    Some(path.canonicalize().ok()?.parent()?.to_owned())
+/// Paths with every link followed; each folder is looked at once.
+#[derive(Default)]
+pub struct RealPaths(BTreeMap<PathBuf, Option<PathBuf>>);
+
+impl RealPaths {
+    pub fn of(&mut self, path: &Path) -> Option<PathBuf> {
+        if path.symlink_metadata().ok()?.is_symlink() {
+            return path.canonicalize().ok();
+        }
+        let (folder, name) = (path.parent()?, path.file_name()?);
+        if !self.0.contains_key(folder) {
+            self.0.insert(folder.to_owned(), folder.canonicalize().ok());
+        }
+        Some(self.0.get(folder)?.as_ref()?.join(name))
+    }
 }
 
 const MOST_FOLDERS: usize = 1024;
