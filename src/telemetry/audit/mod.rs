@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::Notify;
 use tracing::{debug, enabled, error, info, warn};
 
 use crate::ports::{AuditEvent, AuditRefused, AuditTail, Condition, ConditionState, Outcome};
@@ -44,6 +45,8 @@ pub struct AuditTrail {
     refusing: AtomicBool,
     /// `audit.required`, to be asked for every request without the lock.
     required: AtomicBool,
+    /// Something was written, and waits to be synced.
+    recorded: Notify,
     tallies: Arc<Tallies>,
 }
 
@@ -122,7 +125,8 @@ impl AuditTrail {
         state.use_file(file);
         (state.anchored, state.noted) = (state.seq, state.seq);
         let required = AtomicBool::new(state.settings.required);
-        Ok(Self { state: Mutex::new(state), refusing: AtomicBool::new(false), required, tallies })
+        let recorded = Notify::new();
+        Ok(Self { state: Mutex::new(state), refusing: AtomicBool::new(false), required, recorded, tallies })
     }
 
     /// Writes the event.
@@ -147,6 +151,7 @@ impl AuditTrail {
         let (seq, required) = (state.seq, state.settings.required);
         let anchor = written.as_ref().ok().and_then(|_| state.anchor_if_due());
         drop(state);
+        self.recorded.notify_one();
         let result = match written {
             Ok(mark) if each => blocking(|| file.sync(mark)),
             written => written.map(|_| ()),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::timeout;
 use tracing::{error, info};
 
 use crate::lifecycle::{Part, Readiness, Stage};
@@ -12,12 +12,11 @@ use super::Spool;
 /// Ends after the exporters, so that their last acknowledgements are synced too.
 pub fn part(spool: Spool) -> Part {
     Part::new("spool", Stage::Storage, Readiness::immediate(), move |mut shutdown| async move {
-        let mut ticks = interval(SYNC_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut failing = false;
         loop {
+            // Nothing wakes it while nothing is written.
             let last = tokio::select! {
-                _ = ticks.tick() => false,
+                () = spool.written() => timeout(SYNC_AFTER, shutdown.requested()).await.is_ok(),
                 () = shutdown.requested() => true,
             };
             let synced = if spool.is_dirty() {
@@ -44,4 +43,5 @@ pub fn part(spool: Spool) -> Part {
     })
 }
 
-const SYNC_EVERY: Duration = Duration::from_millis(200);
+/// After the first record that is not synced.
+const SYNC_AFTER: Duration = Duration::from_millis(200);

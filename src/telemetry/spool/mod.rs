@@ -183,6 +183,8 @@ struct Inner {
     /// The number of the next record of each lane.
     arrivals: [watch::Sender<u64>; Lane::ALL.len()],
     room: Notify,
+    /// Something waits to be synced.
+    written: Notify,
 }
 
 enum Store {
@@ -203,7 +205,7 @@ impl Spool {
 
     fn with(store: Store) -> Self {
         let arrivals = Lane::ALL.map(|lane| watch::Sender::new(store.next(lane)));
-        Self(Arc::new(Inner { store, arrivals, room: Notify::new() }))
+        Self(Arc::new(Inner { store, arrivals, room: Notify::new(), written: Notify::new() }))
     }
 
     /// Whether records and checkpoints outlive the process.
@@ -232,6 +234,7 @@ impl Spool {
             Store::Memory(store) => store.append(lane, records, body, checkpoint)?,
             Store::Disk(store) => store.append(lane, records, body, checkpoint)?,
         };
+        self.0.written.notify_one();
         self.0.arrivals[lane as usize].send_if_modified(|known| std::mem::replace(known, next.max(*known)) < next);
         Ok(())
     }
@@ -305,6 +308,7 @@ impl Spool {
             Store::Memory(store) => store.set_destinations(names),
             Store::Disk(store) => store.set_destinations(names)?,
         }
+        self.0.written.notify_one();
         self.0.room.notify_waiters();
         Ok(())
     }
@@ -347,6 +351,7 @@ impl Spool {
                 }
             }
         }
+        self.0.written.notify_one();
         self.0.room.notify_waiters();
         Ok(())
     }
@@ -364,6 +369,11 @@ impl Spool {
             Store::Memory(_) => None,
             Store::Disk(store) => Some(store.usage()),
         }
+    }
+
+    /// Completes when something was written since it last did.
+    pub async fn written(&self) {
+        self.0.written.notified().await;
     }
 
     /// Whether there is something to sync.
