@@ -5,16 +5,16 @@
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use opentelemetry::metrics::Meter;
+use opentelemetry::metrics::{Meter, MeterProvider};
 
 use crate::admin::{self, AdminHandle, Surface};
-use crate::config::{Config, LockMemory, Sources};
+use crate::config::{Config, Items, LockMemory, Sources};
 use crate::guard::{Guard, SecretRedactor};
 use crate::lifecycle::{Part, PartError, Readiness, ReadyState, Stage};
 use crate::mcp::{self, Identity, McpHandle};
 use crate::memory::{self, Protection, Room};
 use crate::output::Shipping;
-use crate::ports::{AuditEvent, AuditLog, Outcome, StatusReport};
+use crate::ports::{AuditEvent, AuditLog, AuditRefused, Outcome, StatusReport};
 use crate::process::{self, ProcessHandle};
 use crate::reload::{self, Domains, Reloader};
 use crate::render::{self, RenderHandle};
@@ -57,13 +57,41 @@ pub fn protect_memory(lock_memory: LockMemory) -> Result<Protection, String> {
     Ok(protection)
 }
 
+/// Fetches the item that has the key of what is sealed in the configuration, where it names one, for `sources` to be read with once more. The
+/// fetch counts as reading the configuration: the item's own, which is on record, comes later.
+pub async fn fetch_key(config: &Config, sources: &mut Sources) -> Result<(), String> {
+    let Some(item) = &config.unopened else { return Ok(()) };
+    let mut settings = config.secrets.clone();
+    settings.items.retain(|name, _| *name == item.item);
+    (settings.cache, settings.revoke_on_exit) = (None, false);
+    let meter = opentelemetry_sdk::metrics::SdkMeterProvider::default().meter("mcpeg");
+    let (secrets, _rotator) = secrets::build(settings, Arc::new(NoRecord), meter).map_err(|error| error.to_string())?;
+    secrets.fetch_all_once().await.map_err(|error| error.to_string())?;
+    sources.items = Items(Some(Arc::new(secrets)));
+    Ok(())
+}
+
+/// Before the audit file is open.
+struct NoRecord;
+
+impl AuditLog for NoRecord {
+    fn record(&self, _: AuditEvent) -> Result<(), AuditRefused> {
+        Ok(())
+    }
+
+    fn ready(&self) -> Result<(), AuditRefused> {
+        Ok(())
+    }
+}
+
 /// Builds every domain. Nothing runs yet.
-pub fn build(config: Config, sources: Sources) -> Result<App, PartError> {
+pub fn build(config: Config, mut sources: Sources) -> Result<App, PartError> {
     let mut parts = Vec::new();
     let domains = build_domains(&config, &mut parts)?;
     let Domains { telemetry, serve, mcp, process, .. } = domains.clone();
     let audit: Arc<dyn AuditLog> = Arc::new(telemetry.clone());
 
+    sources.items = Items(Some(Arc::new(domains.secrets.clone())));
     let revision = sources.fetched.as_ref().map(|fetched| fetched.revision.clone());
     let readiness = Arc::new(OnceLock::new());
     let reloader = Reloader::new(config.clone(), sources, domains.clone(), audit.clone());

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::support::mcp::Client;
 use crate::support::sidecar::{Folder, Sidecar};
+use crate::support::upstream::python_stdio;
 use crate::support::{eventually, free_port, http};
 
 const TOKEN: &str = "token-that-is-sealed-0123456789";
@@ -107,4 +109,92 @@ fn a_sealed_value_needs_its_key_to_run_and_a_place_for_secrets() {
     folder.write("mcpeg.yaml", keyless);
     let (good, said) = run(&folder, &["check"]);
     assert!(!good && said.contains("`security.sealed_with` names none"), "{said}");
+}
+
+/// The key is an item's value; the service's environment has a sealed text.
+fn folder_with_an_item(identity: &str) -> Folder {
+    let main = "version: \"1.0\"\nsecurity: { sealed_with: { item: sealing.identity } }\nsecrets:\n  providers: { own: { type: file, path: keys.yaml } }\n  \
+                items: { sealing: { provider: own, path: sealing } }\nservices: { child: { config_file: child.yaml } }\naudit: { path: audit.log }\n";
+    let command = serde_json::to_string(&python_stdio()).unwrap();
+    let child = format!("type: mcp\ncommand: {command}\nenv:\n  TOKEN: {TOKEN}\n");
+    let folder = Folder::new(&[("mcpeg.yaml", main), ("child.yaml", &child)]);
+    assert!(run(&folder, &["seal", "--generate-key", "key"]).0);
+    let (good, said) = run(&folder, &["seal", "--key", "key", "child.yaml", "--path", "env.TOKEN"]);
+    assert!(good, "{said}");
+    let key = folder.read("key");
+    let key = key.lines().find(|line| line.starts_with("AGE-SECRET-KEY-1")).unwrap();
+    folder.write("keys.yaml", &format!("sealing: {{ {identity}: {key} }}\n"));
+    std::fs::remove_file(folder.path("key")).unwrap();
+    folder
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_may_be_the_value_of_an_item() {
+    let folder = folder_with_an_item("identity");
+    assert!(run(&folder, &["check"]).0);
+    let sidecar = Sidecar::start(folder);
+    let environment = async || {
+        let mut client = Client::initialized(&sidecar.service_socket("child")).await;
+        client.call("echo", json!({ "text": "x" })).await;
+        let log = sidecar.stderr();
+        let started = log.lines().rfind(|line| line.contains("child started")).unwrap();
+        let pid = started.split("pid=").nth(1).unwrap().split(' ').next().unwrap();
+        std::fs::read_to_string(format!("/proc/{pid}/environ")).unwrap()
+    };
+    assert!(environment().await.contains(TOKEN));
+    assert!(!sidecar.stderr().contains(TOKEN) && !sidecar.folder.read("audit.log").contains(TOKEN));
+
+    // What is sealed later is opened with what the item holds by then.
+    let other = "another-token-that-is-sealed-9876543210";
+    assert!(run(&sidecar.folder, &["seal", "--generate-key", "next"]).0);
+    let key = sidecar.folder.read("next");
+    let key = key.lines().find(|line| line.starts_with("AGE-SECRET-KEY-1")).unwrap();
+    sidecar.folder.write("keys.yaml", &format!("sealing: {{ identity: {key} }}\n"));
+    assert!(run(&sidecar.folder, &["secrets", "refresh", "sealing"]).0);
+    let child = sidecar.folder.read("child.yaml");
+    let line = child.lines().find(|line| line.contains("!sealed")).unwrap();
+    sidecar.folder.write("next.yaml", &child.replace(line, &format!("  TOKEN: {other}")));
+    assert!(run(&sidecar.folder, &["seal", "--key", "next", "next.yaml", "--path", "env.TOKEN"]).0);
+    let next = sidecar.folder.read("next.yaml");
+    sidecar.folder.write("child.yaml", &next);
+    let (good, said) = run(&sidecar.folder, &["reload"]);
+    assert!(good, "{said}");
+    assert!(environment().await.contains(other));
+    assert!(sidecar.stop().await.success());
+}
+
+#[test]
+fn an_item_that_has_no_key_or_is_needed_for_itself_is_said() {
+    let folder = folder_with_an_item("other");
+    let output = folder.mcpeg(&["run"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(64), "{said}");
+    assert!(said.contains("secret.sealing.identity has no such field") && said.contains("child.yaml:4:"), "{said}");
+
+    let keys = folder.read("keys.yaml");
+    folder.write("keys.yaml", "another: { identity: none }\n");
+    let output = folder.mcpeg(&["run"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("its key is secret.sealing.identity: "), "{said}");
+    folder.write("keys.yaml", &keys);
+
+    let main = folder.read("mcpeg.yaml");
+    folder.write("mcpeg.yaml", &main.replace("item: sealing.identity", "item: saeling.identity"));
+    let (good, said) = run(&folder, &["check"]);
+    assert!(
+        !good && said.contains("there is no secret `saeling`") && said.contains("did you mean `sealing`?"),
+        "{said}"
+    );
+    let below =
+        "{ own: { type: vault, address: \"http://127.0.0.1:1\", auth: { method: token, token: !sealed AAAA } } }";
+    folder.write("mcpeg.yaml", &main.replace("{ own: { type: file, path: keys.yaml } }", below));
+    let (good, said) = run(&folder, &["check"]);
+    assert!(
+        !good && said.contains("nothing sealed may stand below `secrets`") && said.contains("mcpeg.yaml:4:"),
+        "{said}"
+    );
+    let cache = main.replace("secrets:\n", "secrets:\n  cache: { path: leases, sealed_with: { item: sealing } }\n");
+    folder.write("mcpeg.yaml", &cache);
+    let (good, said) = run(&folder, &["check"]);
+    assert!(!good && said.contains("only `security.sealed_with` may name an item"), "{said}");
 }

@@ -266,20 +266,23 @@ fn backlog(sizes: &Sizes) {
 
 /// A hundred files, to which nothing is added.
 fn idle(sizes: &Sizes) {
-    let (place, sink) = (Place::new(), Sink::start(0));
-    place.configure(sink.port, Format::Raw, 20, 64);
-    for number in 0..FILES {
-        fs::write(place.path(&format!("in/{number}.log")), Format::Raw.line(number)).expect("a file");
+    println!("\nat rest for {:?}: CPU of a core, RSS", sizes.idle);
+    for (name, files, secrets) in
+        [("no file (floor)", 0, 0), ("100 files", FILES, 0), ("100 files, 20 secrets and the patterns", FILES, 20)]
+    {
+        let (place, sink) = (Place::new(), Sink::start(0));
+        place.configure(sink.port, Format::Raw, secrets, 64);
+        for number in 0..files {
+            fs::write(place.path(&format!("in/{number}.log")), Format::Raw.line(number)).expect("a file");
+        }
+        let shipper = place.mcpeg();
+        wait("a record of each", Duration::from_secs(60), || sink.records() >= files);
+        std::thread::sleep(Duration::from_secs(8));
+        let (before, started) = (shipper.exact_cpu(), Instant::now());
+        std::thread::sleep(sizes.idle);
+        let share = 100.0 * (shipper.exact_cpu() - before) / started.elapsed().as_secs_f64();
+        row(name, format!("{share:.3}%, {:.1} MiB", shipper.memory("VmRSS")));
     }
-    let shipper = place.mcpeg();
-    wait("a record of each", Duration::from_secs(60), || sink.records() >= FILES);
-    std::thread::sleep(Duration::from_secs(2));
-    let (before, started) = (shipper.exact_cpu(), Instant::now());
-    std::thread::sleep(sizes.idle);
-    let share = 100.0 * (shipper.exact_cpu() - before) / started.elapsed().as_secs_f64();
-    println!("\n{FILES} files at rest for {:?}", sizes.idle);
-    row("CPU of a core", format!("{share:.3}%"));
-    row("RSS", format!("{:.1} MiB", shipper.memory("VmRSS")));
 }
 
 fn row(name: &str, value: String) {

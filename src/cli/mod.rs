@@ -24,6 +24,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::app;
 use crate::config::{self, Problems, Sources};
 use source::Purpose;
 
@@ -186,6 +187,22 @@ fn take_variables(config: &config::Config) {
         // What is missing is told when it is fetched.
         drop(crate::environment::take(name));
     }
+}
+
+/// Reads the configuration, and what is sealed in it, whose key may be a secret that is fetched for that.
+fn load_opened(sources: &mut Sources) -> Result<config::Config, ExitCode> {
+    let config = config::load(sources).map_err(|problems| bad_configuration(&problems))?;
+    take_variables(&config);
+    let Some(item) = &config.unopened else { return Ok(config) };
+    let mut failure = None;
+    block_on(1, async {
+        failure = app::fetch_key(&config, sources).await.err();
+        ExitCode::SUCCESS
+    });
+    if let Some(reason) = failure {
+        return Err(failed(&format!("what is sealed in the configuration is not opened, its key is {item}: {reason}")));
+    }
+    config::load(sources).map_err(|problems| bad_configuration(&problems))
 }
 
 /// A line for the user. A reader that has gone away is no error.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{bad_configuration, block_on, complain, failed, say, take_variables};
+use super::{block_on, complain, failed, load_opened, say};
 use crate::app;
-use crate::config::{self, Config, Sources};
+use crate::config::{Config, Sources};
 use crate::guard::{Guard, SecretRedactor};
 use crate::lifecycle::PartError;
 use crate::ports::{AuditLog, SecretReader};
@@ -34,12 +34,11 @@ pub struct RenderArgs {
     json: bool,
 }
 
-pub fn render(sources: Sources, args: &RenderArgs) -> ExitCode {
-    let config = match config::load(&sources) {
+pub fn render(mut sources: Sources, args: &RenderArgs) -> ExitCode {
+    let config = match load_opened(&mut sources) {
         Ok(config) => config,
-        Err(problems) => return bad_configuration(&problems),
+        Err(code) => return code,
     };
-    take_variables(&config);
     block_on(1, async move {
         let (done, unfetched) = match run(config, args).await {
             Ok(done) => done,

@@ -11,10 +11,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, error, info};
 
-use super::{bad_configuration, block_on, complain, failed, say, take_variables};
+use super::{block_on, complain, failed, load_opened, say};
 use crate::app::{self, App};
 use crate::child;
-use crate::config::{self, Config, Sources};
+use crate::config::{Config, Sources};
 use crate::lifecycle::Stage;
 use crate::memory;
 use crate::ports::SupervisedProcess;
@@ -31,11 +31,10 @@ pub struct RunArgs {
 
 pub fn run(mut sources: Sources, args: RunArgs) -> ExitCode {
     sources.program = Some(args.program);
-    let config = match config::load(&sources) {
+    let config = match load_opened(&mut sources) {
         Ok(config) => config,
-        Err(problems) => return bad_configuration(&problems),
+        Err(code) => return code,
     };
-    take_variables(&config);
     memory::share_heaps();
     child::lift_open_files();
     block_on(WORKERS, serve(config, sources))

@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{bad_configuration, block_on, complain, failed, say, take_variables};
+use super::{block_on, complain, failed, load_opened, say};
 use crate::admin::client::{self, ClientError};
 use crate::config::{self, Config, Sources};
 use crate::guard::{Guard, SecretRedactor};
@@ -95,11 +95,10 @@ pub fn backup(sources: &Sources, args: &BackupArgs) -> ExitCode {
         Ok(recipients) => recipients,
         Err(reason) => return failed(&reason),
     };
-    let config = match config::load(sources) {
+    let config = match load_opened(&mut sources.clone()) {
         Ok(config) => config,
-        Err(problems) => return bad_configuration(&problems),
+        Err(code) => return code,
     };
-    take_variables(&config);
     block_on(1, async {
         let done = async {
             let dumped = dumped(&config, args.socket.clone()).await?;
@@ -150,11 +149,10 @@ pub fn restore(sources: &Sources, args: &RestoreArgs) -> ExitCode {
         say(&format!("whole: {} of state, {} moments of metrics", of(Space::State), of(Space::Metrics)));
         return ExitCode::SUCCESS;
     }
-    let config = match config::load(sources) {
+    let config = match load_opened(&mut sources.clone()) {
         Ok(config) => config,
-        Err(problems) => return bad_configuration(&problems),
+        Err(code) => return code,
     };
-    take_variables(&config);
     block_on(1, async {
         let done = async {
             let store = open(&config, &config.storage.runtime.kind, None).await?;
@@ -185,11 +183,10 @@ fn read(args: &RestoreArgs) -> Result<Vec<(Space, Record)>, String> {
 }
 
 pub fn carry(sources: &Sources, args: &CarryArgs) -> ExitCode {
-    let config = match config::load(sources) {
+    let config = match load_opened(&mut sources.clone()) {
         Ok(config) => config,
-        Err(problems) => return bad_configuration(&problems),
+        Err(code) => return code,
     };
-    take_variables(&config);
     let configured = config.storage.runtime.kind.clone();
     let from = args.from.as_deref().unwrap_or(configured.as_str());
     let to = args.to.as_deref().unwrap_or_default();

@@ -14,6 +14,7 @@ use super::source::Remote;
 use super::source::fetched::{Fetched, Files};
 use super::tree::{Node, Origin};
 use super::yaml;
+use crate::ports::SecretReader;
 
 /// What the command line and the process's environment say.
 #[derive(Debug, Clone, Default)]
@@ -31,11 +32,23 @@ pub struct Sources {
     pub environment: Option<String>,
     /// Nothing will be done with it: a key of sealed values may be missing.
     pub only_checks: bool,
+    /// Where the key of sealed values is, if it is an item's value.
+    pub items: Items,
     /// `key.path=value`, in the order given.
     pub set: Vec<String>,
     /// `None`: nothing is going to be run. The program and its arguments of `mcpeg run -- ...`, which may be empty.
     pub program: Option<Vec<String>>,
     pub variables: Variables,
+}
+
+/// Secrets that can be read while a configuration is.
+#[derive(Clone, Default)]
+pub struct Items(pub Option<Arc<dyn SecretReader>>);
+
+impl std::fmt::Debug for Items {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Items" } else { "no items" })
+    }
 }
 
 /// Where environment variables are looked up.

@@ -45,7 +45,7 @@ use crate::telemetry::settings::TelemetrySettings;
 use check::Check;
 pub use environments::environments;
 use keys::Keys;
-pub use layers::{Sources, Variables};
+pub use layers::{Items, Sources, Variables};
 pub use problem::{Problem, Problems};
 use raw::RawConfig;
 use raw::mcp::{RawService, RawServiceFile};
@@ -81,6 +81,8 @@ pub struct Config {
     pub files: Vec<PathBuf>,
     /// What stood sealed in them, by its dotted path: for whoever looks for secrets where none should be.
     pub sealed: BTreeMap<String, Arc<Secret>>,
+    /// The item that what is sealed needs for its key, where that was not at hand: it holds no values then, and is not to be used.
+    pub unopened: Option<SecretRef>,
     /// What is written in them, for comparisons.
     pub keys: Keys,
 }
@@ -163,8 +165,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
         opener: &mut opener,
     };
     let (services, served) = reader.read_all(raw.services, unix.as_ref(), &mut check);
-    check_references(&references, &items, check.problems);
-    check_shown(&served, &items, &mut check);
+    check_items(&references, &served, &items, &mut check);
 
     Some(Config {
         name: raw.metadata.name.unwrap_or_else(|| "mcpeg".to_owned()),
@@ -185,6 +186,7 @@ fn load_from(sources: &Sources, main: &Path, followed: &mut Vec<PathBuf>, proble
         files,
         keys,
         sealed: opener.opened,
+        unopened: opener.wanted,
     })
 }
 
@@ -202,11 +204,14 @@ fn ready(sources: &Sources, folder: &Path, tree: &mut Node, problems: &mut Probl
         // What is missing has been reported; a stand-in lets the rest be checked too.
         tree.stand_in("version", "1.0")?;
     }
-    let references = shape.references;
+    let mut references = shape.references;
     let mut keys = Keys::default();
     keys.add("", tree, &shape.secret_places);
     let sealed_with = check::secrets::key_of_sealed(tree, problems);
-    let mut opener = sealed::Opener::new(sealed_with, sources.only_checks);
+    let mut opener = sealed::Opener::new(sealed_with, sources.items.clone(), sources.only_checks);
+    if let (Some(item), Some(node)) = (opener.item(), tree.get("security").and_then(|node| node.get("sealed_with"))) {
+        references.push((item.clone(), node.origin.clone()));
+    }
     opener.open("", tree, problems);
     Some(Readied { references, keys, opener })
 }
@@ -287,6 +292,17 @@ fn read_raw<'t, T: Deserialize<'t>>(tree: &'t Node, problems: &mut Problems) -> 
 fn names_of_items(tree: &Node) -> BTreeSet<String> {
     let items = tree.get("secrets").and_then(|secrets| secrets.get("items"));
     items.map(Node::entries).unwrap_or_default().iter().map(|entry| entry.key.clone()).collect()
+}
+
+/// Every item that is named is there.
+fn check_items(
+    references: &[(SecretRef, Origin)],
+    services: &BTreeMap<String, local::ServiceSettings>,
+    items: &BTreeSet<String>,
+    check: &mut Check<'_>,
+) {
+    check_references(references, items, check.problems);
+    check_shown(services, items, check);
 }
 
 fn check_references(references: &[(SecretRef, Origin)], items: &BTreeSet<String>, problems: &mut Problems) {

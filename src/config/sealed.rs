@@ -7,31 +7,42 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::digest;
 
+use super::layers::Items;
 use super::problem::{Problem, Problems};
 use super::tree::{Node, Segment, Value};
 use crate::sealed::{self, Key, KeySource};
-use crate::secret::Secret;
+use crate::secret::{Secret, SecretRef};
 
 /// Opens the sealed values of one configuration.
 pub struct Opener {
-    source: Option<KeySource>,
+    source: Option<SealedWith>,
+    items: Items,
     /// Read when the first value asks for it.
     key: Option<Result<Key, String>>,
     /// A key that cannot be read is no mistake.
     only_checks: bool,
     /// What was opened, by its dotted path.
     pub opened: BTreeMap<String, Arc<Secret>>,
+    /// The item that has to be fetched for what was not opened.
+    pub wanted: Option<SecretRef>,
+}
+
+/// What opens the sealed values of a configuration.
+pub enum SealedWith {
+    Key(KeySource),
+    Item(SecretRef),
 }
 
 impl Opener {
-    pub fn new(source: Option<KeySource>, only_checks: bool) -> Self {
-        Self { source, key: None, only_checks, opened: BTreeMap::new() }
+    pub fn new(source: Option<SealedWith>, items: Items, only_checks: bool) -> Self {
+        Self { source, items, key: None, only_checks, opened: BTreeMap::new(), wanted: None }
     }
 
     /// Puts what they hold in the place of all sealed values below `node`.
@@ -45,6 +56,10 @@ impl Opener {
                 let items = items.iter_mut().enumerate();
                 items.for_each(|(index, item)| self.open(&below(&index.to_string()), item, problems));
             }
+            Value::Sealed(_) if path.starts_with("secrets.") && self.is_by_item() => {
+                let reason = "the item in `security.sealed_with` is fetched before what is sealed is opened: nothing sealed may stand below `secrets`";
+                problems.push(Problem::new(reason.to_owned(), node.origin.clone()).path(path));
+            }
             Value::Sealed(text) => match self.value_of(text) {
                 Ok(secret) => {
                     self.opened.insert(path.to_owned(), secret.clone());
@@ -53,6 +68,18 @@ impl Opener {
                 Err(reason) => problems.push(Problem::new(reason, node.origin.clone()).path(path)),
             },
             _ => {}
+        }
+    }
+
+    fn is_by_item(&self) -> bool {
+        matches!(self.source, Some(SealedWith::Item(_)))
+    }
+
+    /// The item that has the key, by whatever it is named there.
+    pub fn item(&self) -> Option<&SecretRef> {
+        match &self.source {
+            Some(SealedWith::Item(item)) => Some(item),
+            _ => None,
         }
     }
 
@@ -65,7 +92,17 @@ impl Opener {
         let Some(source) = &self.source else {
             return Err("a sealed value needs a key, and `security.sealed_with` names none".to_owned());
         };
-        let key = self.key.get_or_insert_with(|| source.read().map_err(|error| error.to_string()));
+        if let SealedWith::Item(item) = source
+            && self.items.0.is_none()
+        {
+            self.wanted = Some(item.clone());
+            return Ok(Arc::new(Secret::copy_from(b"")));
+        }
+        let items = &self.items;
+        let key = self.key.get_or_insert_with(|| match source {
+            SealedWith::Key(source) => source.read().map_err(|error| error.to_string()),
+            SealedWith::Item(item) => key_of(item, items),
+        });
         let key = match key {
             Ok(key) => key,
             Err(_) if self.only_checks => return Ok(Arc::new(Secret::copy_from(b""))),
@@ -76,6 +113,14 @@ impl Opener {
         remember(name, &secret);
         Ok(secret)
     }
+}
+
+fn key_of(item: &SecretRef, items: &Items) -> Result<Key, String> {
+    let Some(items) = &items.0 else { return Err(format!("{item} is not there")) };
+    let version = items.current(&item.item).map_err(|error| error.to_string())?;
+    let value = version.field(item.field.as_deref()).and_then(Secret::expose_str);
+    let value = value.ok_or_else(|| format!("{item} has no such field, or no text in it"))?;
+    Key::of_text(value, Path::new(&item.to_string())).map_err(|error| error.to_string())
 }
 
 /// A value as it stands behind `!sealed`.

@@ -59,6 +59,23 @@ impl KeySource {
 }
 
 impl Key {
+    /// Of a text with an identity on each line; `place` is where it stands, in words.
+    pub fn of_text(text: &str, place: &Path) -> Result<Self, KeyError> {
+        let mut identities = Vec::new();
+        for (number, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let identity = with_wiped_stack(|| Identity::parse(line));
+            identities.push(identity.ok_or_else(|| KeyError::NoIdentity { path: place.to_owned(), line: number + 1 })?);
+        }
+        if identities.is_empty() {
+            return Err(KeyError::Empty { path: place.to_owned() });
+        }
+        Ok(Self::Identities(identities))
+    }
+
     /// For sealing what the same key opens.
     pub fn into_recipients(self) -> Recipients {
         match self {
@@ -134,17 +151,7 @@ fn decoded(text: &str, prefix: Hrp) -> Option<[u8; 32]> {
 }
 
 fn identities_in(path: &Path) -> Result<Key, KeyError> {
-    let text = private_text(path)?;
-    let mut identities = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let identity = with_wiped_stack(|| Identity::parse(line));
-        identities.push(identity.ok_or_else(|| KeyError::NoIdentity { path: path.to_owned(), line: number + 1 })?);
-    }
-    if identities.is_empty() { Err(KeyError::Empty { path: path.to_owned() }) } else { Ok(Key::Identities(identities)) }
+    Key::of_text(&private_text(path)?, path)
 }
 
 /// The first line, without its end.

@@ -11,9 +11,11 @@ use crate::config::raw::secrets::{
     RawDirectory, RawItem, RawProvider, RawSealedWith, RawSecrets, RawSecretsCache, RawServe, RawServeAllow,
 };
 use crate::config::read_raw;
+use crate::config::sealed::SealedWith;
 use crate::config::tree::Node;
 use crate::config::yaml::plain_io;
 use crate::sealed::KeySource;
+use crate::secret::SecretRef;
 use crate::secrets::settings::{
     AllowRule, CacheSettings, ItemSettings, ProviderSettings, SecretsSettings, ServeSettings,
 };
@@ -118,14 +120,30 @@ fn cache(raw: RawSecretsCache, revoke_on_exit: bool, check: &mut Check<'_>) -> O
 }
 
 /// The key of `security.sealed_with`, which is needed before anything else is read. `None`: none is named, or its mistake has been said.
-pub fn key_of_sealed(tree: &Node, problems: &mut Problems) -> Option<KeySource> {
+pub fn key_of_sealed(tree: &Node, problems: &mut Problems) -> Option<SealedWith> {
     let node = tree.get("security")?.get("sealed_with")?;
-    let raw: RawSealedWith = read_raw(node, problems)?;
-    sealed_with(raw, &["security", "sealed_with"], &mut Check { tree, problems })
+    let mut raw: RawSealedWith = read_raw(node, problems)?;
+    let path = ["security", "sealed_with"];
+    let mut check = Check { tree, problems };
+    let Some(item) = raw.item.take() else { return sealed_with(raw, &path, &mut check).map(SealedWith::Key) };
+    if raw.identity_file.is_some() || raw.passphrase_file.is_some() || raw.credential.is_some() {
+        check.problem(&path, "expected one of `identity_file`, `passphrase_file`, `credential` and `item`");
+    }
+    let reference = SecretRef::parse(&item);
+    if reference.is_none() {
+        check.problem(&join(&path, &["item"]), "expected the name of a secret, or `ITEM.FIELD`");
+    }
+    reference.map(SealedWith::Item)
 }
 
 /// Whether the key can be had shows when it is needed: a credential is there only where systemd has started the process.
 fn sealed_with(raw: RawSealedWith, path: &[&str], check: &mut Check<'_>) -> Option<KeySource> {
+    if raw.item.is_some() {
+        let reason =
+            "what holds secrets cannot be opened with one of them; only `security.sealed_with` may name an item";
+        check.problem(&join(path, &["item"]), reason);
+        return None;
+    }
     match (raw.identity_file, raw.passphrase_file, raw.credential) {
         (Some(file), None, None) => Some(KeySource::IdentityFile(file.0)),
         (None, Some(file), None) => Some(KeySource::PassphraseFile(file.0)),

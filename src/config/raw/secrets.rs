@@ -310,6 +310,9 @@ pub struct RawSealedWith {
     pub passphrase_file: Option<RawPath>,
     /// The name of a systemd credential with an identity in it: `LoadCredentialEncrypted=`, which the TPM may hold the key of.
     pub credential: Option<String>,
+    /// `ITEM` or `ITEM.FIELD`: a secret whose value is an identity of age. For `security.sealed_with` alone; the item is fetched before what is
+    /// sealed is opened, so that nothing sealed may stand below `secrets`.
+    pub item: Option<String>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
