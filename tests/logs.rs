@@ -245,3 +245,51 @@ telemetry:
         assert!(said.contains(part), "{part} is not in {said}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_files_are_followed_after_a_reload_and_no_line_comes_twice() {
+    let sink = OtlpSink::start().await;
+    let rules = |logs: &str| format!("  logs: {{ files: [ {logs} ] }}");
+    let (plain, json) = (r#"{ include: ["a/*.log"] }"#, r#"{ include: ["b/*.log"], format: json, start_at: end }"#);
+    let folder = folder(&sink, "  logs: {}");
+    for name in ["a", "b"] {
+        fs::create_dir(folder.path(name)).unwrap();
+    }
+    let (first, second) = (folder.path("a/one.log"), folder.path("b/two.log"));
+    append(&first, "before 1\n");
+    append(&second, "{\"message\":\"never 1\"}\n");
+    let sidecar = Sidecar::start(folder);
+    let main = sidecar.folder.read("mcpeg.yaml");
+    let reload = |logs: &str| {
+        sidecar.folder.write("mcpeg.yaml", &main.replace("  logs: {}", &rules(logs)));
+        let output = sidecar.folder.mcpeg(&["reload"]);
+        assert!(output.status.success(), "{output:?}");
+    };
+    let has = |line: &'static str| move |bodies: &[String]| bodies.iter().any(|body| body == line);
+    assert_eq!(sidecar.status()["telemetry"]["sources"]["files"], serde_json::Value::Null);
+    reload(plain);
+    arrive(&sink, "the first file", has("before 1")).await;
+    reload(&format!("{plain}, {json}"));
+    eventually(Duration::from_secs(10), "both are followed", async || {
+        (sidecar.status()["telemetry"]["sources"]["files"]["followed"] == 2).then_some(())
+    })
+    .await;
+    append(&first, "with both 1\n");
+    append(&second, "{\"message\":\"with both 2\"}\n");
+    arrive(&sink, "a line of each", |bodies| has("with both 1")(bodies) && has("with both 2")(bodies)).await;
+    // The first by other rules, the second not any more; then both again, from where they were left.
+    reload(r#"{ include: ["a/*.log"], format: json }"#);
+    append(&second, "{\"message\":\"while nobody looked 2\"}\n");
+    append(&first, "{\"message\":\"by other rules 1\"}\n");
+    arrive(&sink, "by other rules", has("by other rules 1")).await;
+    assert!(!has("while nobody looked 2")(&sink.bodies()));
+    reload(&format!("{plain}, {json}"));
+    arrive(&sink, "what was left", has("while nobody looked 2")).await;
+    append(&first, "last 1\n");
+    arrive(&sink, "the last", has("last 1")).await;
+    let mut bodies: Vec<String> = sink.bodies().into_iter().filter(|body| body.ends_with(['1', '2'])).collect();
+    bodies.sort();
+    let expected = ["before 1", "by other rules 1", "last 1", "while nobody looked 2", "with both 1", "with both 2"];
+    assert_eq!(bodies, expected);
+    assert!(sidecar.stop().await.success());
+}

@@ -56,7 +56,7 @@ use log::LogControl;
 use metrics::ExportTimes;
 use otlp::{DeadLetters, Exports, Plans, Ratio, SecretSlot, SignalPlans, SpanFan};
 use reader::SharedReader;
-use settings::{DestinationSettings, SpoolSettings, TelemetrySettings};
+use settings::{DestinationSettings, SourceSettings, SpoolSettings, TelemetrySettings};
 use spool::Spool;
 use tallies::Tallies;
 
@@ -174,7 +174,8 @@ impl TelemetryHandle {
         self.0.secrets.attach(secrets);
     }
 
-    /// Prepares other settings. Everything can change while the process runs, except `telemetry.resource`, where the spool is, and the sources.
+    /// Prepares other settings. Everything can change while the process runs, except `telemetry.resource`, where the spool is, and the sources
+    /// other than files.
     pub fn stage(&self, settings: TelemetrySettings) -> Result<Staged, TelemetryError> {
         let (same_resource, same_spool, same_destinations, same_sources) = {
             let current = self.0.settings.lock().unwrap_or_else(PoisonError::into_inner);
@@ -184,14 +185,16 @@ impl TelemetryHandle {
                 current.resource == settings.resource,
                 same_spool,
                 current.destinations == settings.destinations,
-                current.sources == settings.sources,
+                SourceSettings { files: settings.sources.files.clone(), ..current.sources.clone() } == settings.sources,
             )
         };
         if !same_resource {
             return Err(TelemetryError::NeedsRestart { what: "telemetry.resource" });
         }
         if !same_sources {
-            return Err(TelemetryError::NeedsRestart { what: "telemetry.logs and telemetry.receiver" });
+            return Err(TelemetryError::NeedsRestart {
+                what: "telemetry.receiver, and of telemetry.logs all but its files,",
+            });
         }
         if !same_spool {
             return Err(TelemetryError::NeedsRestart { what: "telemetry.spool.path" });
@@ -209,6 +212,7 @@ impl Staged {
         let Self { shared, settings, plans, audit, log_file } = self;
         shared.audit.commit(audit);
         shared.ratio.set(sample_ratio(&settings));
+        shared.inflow.follow(settings.sources.files.clone());
         shared.log.change(&settings.log, traces_are_on(&settings), log_file);
         let interval = settings.metrics.as_ref().map(|metrics| metrics.interval);
         if let Some(spool) = &settings.spool {

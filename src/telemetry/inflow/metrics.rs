@@ -21,21 +21,24 @@ impl Inflow {
                 }
             })
             .build();
-        if let Some(files) = self.files.clone() {
-            let unread = files.clone();
-            meter
-                .u64_observable_gauge("mcpeg.logs.files")
-                .with_description("Log files that are followed")
-                .with_unit("{file}")
-                .with_callback(move |observer| observer.observe(files.files.load(Ordering::Relaxed), &[]))
-                .build();
-            meter
-                .u64_observable_gauge("mcpeg.logs.unread")
-                .with_description("Bytes of log files that are not read yet")
-                .with_unit("By")
-                .with_callback(move |observer| observer.observe(unread.lag.load(Ordering::Relaxed), &[]))
-                .build();
-        }
+        let inflow = self.clone();
+        meter
+            .u64_observable_gauge("mcpeg.logs.files")
+            .with_description("Log files that are followed")
+            .with_unit("{file}")
+            .with_callback(move |observer| {
+                inflow.files().iter().for_each(|files| observer.observe(files.files.load(Ordering::Relaxed), &[]));
+            })
+            .build();
+        let inflow = self.clone();
+        meter
+            .u64_observable_gauge("mcpeg.logs.unread")
+            .with_description("Bytes of log files that are not read yet")
+            .with_unit("By")
+            .with_callback(move |observer| {
+                inflow.files().iter().for_each(|files| observer.observe(files.lag.load(Ordering::Relaxed), &[]));
+            })
+            .build();
         if let Some(received) = self.received.clone() {
             meter
                 .u64_observable_counter("mcpeg.receiver.turned_away")

@@ -10,12 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::TelemetryError;
 use super::intake::Intake;
 use super::receiver::{self, Received};
 use super::settings::SourceSettings;
 use super::sources::{Counts, Surroundings, journald, kubernetes, stdin, syslog};
+use super::tail::settings::FileSet;
 use super::tail::{Tail, TailState};
 use crate::lifecycle::Part;
 use crate::ports::{Condition, ConditionState, Redactor};
@@ -23,7 +25,8 @@ use crate::ports::{Condition, ConditionState, Redactor};
 /// What is known of the sources while they run.
 #[derive(Clone, Default)]
 pub struct Inflow {
-    files: Option<Arc<TailState>>,
+    files: Arc<TailState>,
+    sets: Arc<watch::Sender<Vec<FileSet>>>,
     received: Option<Arc<Received>>,
     counts: Arc<Counts>,
 }
@@ -38,16 +41,13 @@ pub fn build(
     let resource = resource(settings);
     let around = Surroundings { intake: intake.clone(), redactor: redactor.clone(), resource: resource.clone(), run };
     let (mut inflow, mut parts) = (Inflow::default(), Vec::new());
-    if !settings.files.is_empty() {
-        let state: Arc<TailState> = Arc::default();
-        inflow.files = Some(state.clone());
-        let tail =
-            Tail { sets: settings.files.clone(), resource, intake: intake.clone(), redactor: redactor.clone(), state };
-        let part = tail
-            .part()
-            .map_err(|error| TelemetryError::Source { what: "telemetry.logs.files", reason: error.to_string() })?;
-        parts.push(part);
-    }
+    inflow.follow(settings.files.clone());
+    let (sets, state) = (inflow.sets.subscribe(), inflow.files.clone());
+    let tail = Tail { sets, resource, intake: intake.clone(), redactor: redactor.clone(), state };
+    let part = tail
+        .part()
+        .map_err(|error| TelemetryError::Source { what: "telemetry.logs.files", reason: error.to_string() })?;
+    parts.push(part);
     if let Some(rules) = &settings.stdin {
         parts.push(stdin::part(rules.clone(), around.clone(), inflow.counts.clone()));
     }
@@ -77,8 +77,22 @@ fn resource(settings: &SourceSettings) -> BTreeMap<String, String> {
 }
 
 impl Inflow {
+    /// These files, from now on.
+    pub fn follow(&self, sets: Vec<FileSet>) {
+        self.sets.send_if_modified(|known| {
+            let changes = *known != sets;
+            *known = sets;
+            changes
+        });
+    }
+
+    /// The files, where there are any to follow.
+    fn files(&self) -> Option<&TailState> {
+        Some(&*self.files).filter(|files| files.is_used.load(Ordering::Relaxed))
+    }
+
     pub fn condition(&self) -> Option<Condition> {
-        let files = self.files.as_ref()?;
+        let files = self.files()?;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (count, lag, failing) = (get(&files.files), get(&files.lag), get(&files.failing));
         let (state, message) = if files.is_blocked.load(Ordering::Relaxed) {
@@ -93,7 +107,7 @@ impl Inflow {
 
     pub fn detail(&self) -> serde_json::Value {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let files = self.files.as_ref().map(|files| {
+        let files = self.files().map(|files| {
             json!({
                 "followed": get(&files.files),
                 "records": get(&files.records),
@@ -116,7 +130,7 @@ impl Inflow {
 
     fn taken(&self) -> Vec<(&'static str, u64)> {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let files = self.files.iter().map(|files| ("files", get(&files.records)));
+        let files = self.files().map(|files| ("files", get(&files.records))).into_iter();
         let received = self.received.iter().flat_map(|received| {
             [
                 ("receiver.logs", get(&received.logs)),

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::follow::{Followed, State, Step, Tools};
 use super::glob::Seen;
-use super::position::{HEAD, Key, Likeness, Position, Print, TAIL, file_clock, key_of, source_name};
-use super::read::{Source, key_at, leads_to};
+use super::position::{Key, Likeness, Position, file_clock, key_of, source_name};
+use super::read::{Source, at_end, key_at, leads_to};
 use super::rotated::{self, are_related, is_gzip, is_named_after};
 use super::settings::{FileSet, StartAt};
 use super::watch::RealPaths;
@@ -20,6 +20,8 @@ use crate::telemetry::sources::kubernetes;
 
 pub struct Keeper {
     sets: Vec<Arc<FileSet>>,
+    /// Those that no scan has seen yet.
+    new_sets: Vec<Arc<FileSet>>,
     resource: BTreeMap<String, String>,
     files: BTreeMap<Key, Followed>,
     /// Files that were followed, by this process or one before it, the oldest first.
@@ -71,6 +73,7 @@ impl Keeper {
         });
         Self {
             sets,
+            new_sets: Vec::new(),
             resource,
             files: BTreeMap::new(),
             past: past.collect(),
@@ -84,6 +87,40 @@ impl Keeper {
             scanned_at: 0,
             rotations: 0,
         }
+    }
+
+    /// Other files are to be followed from now on, or by other rules. What was read of a file stays read; one that nobody wants any more is left where
+    /// it was.
+    pub fn change(&mut self, sets: Vec<FileSet>) {
+        let old = std::mem::take(&mut self.sets);
+        for set in sets {
+            let known = old.iter().find(|known| ***known == set).cloned();
+            if known.is_none() {
+                self.new_sets.push(Arc::new(set.clone()));
+            }
+            let new = self.new_sets.last().cloned();
+            self.sets.extend(known.or(new));
+        }
+        let keys: Vec<Key> = self.files.keys().copied().collect();
+        for key in keys {
+            let Some(path) = self.files.get(&key).map(|file| file.path.clone()) else { continue };
+            match self.set_of(&path) {
+                Some(set) => self.use_set(key, &path, set),
+                // One that a rotation has renamed is read to its end.
+                None if self.files.get(&key).is_some_and(|file| file.state == State::Live) => {
+                    if let Some(file) = self.files.remove(&key) {
+                        self.keep_past(key, Past { position: file.position, path, finished: None });
+                    }
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn use_set(&mut self, key: Key, path: &Path, set: Arc<FileSet>) {
+        let owner = self.owner_of(path, &set);
+        let Some(file) = self.files.get_mut(&key).filter(|file| !Arc::ptr_eq(&file.set, &set)) else { return };
+        (file.owner, file.constant, file.set) = (owner, constant_attributes(path, &set), set);
     }
 
     /// Looks for files. The folders in which something may happen.
@@ -127,6 +164,7 @@ impl Keeper {
         folders.dedup();
         self.scanned_at = started;
         self.is_first = false;
+        self.new_sets.clear();
         folders
     }
 
@@ -233,7 +271,8 @@ impl Keeper {
     /// A file that nobody knows.
     fn begin(&mut self, path: &Path, set: &Arc<FileSet>, now: Instant) -> Option<Key> {
         let state = if is_gzip(path) { State::Finished } else { State::Live };
-        if !self.is_first || set.start_at == StartAt::Beginning {
+        let was_there = self.is_first || self.new_sets.iter().any(|new| Arc::ptr_eq(new, set));
+        if !was_there || set.start_at == StartAt::Beginning {
             return self.follow(path, Position::default(), set, state, now);
         }
         if is_gzip(path) {
@@ -266,8 +305,6 @@ impl Keeper {
                 return None;
             }
         };
-        let resource = self.resource_of(path, set);
-        let attributes = resource.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         let end = position.offset;
         let file = Followed {
             path: path.to_owned(),
@@ -275,7 +312,7 @@ impl Keeper {
             key,
             source,
             position,
-            owner: Owner::new(attributes, "mcpeg.files"),
+            owner: self.owner_of(path, set),
             constant: constant_attributes(path, set),
             set: set.clone(),
             state,
@@ -288,6 +325,11 @@ impl Keeper {
         self.past.retain(|(known, _)| *known != key);
         self.files.insert(key, file);
         Some(key)
+    }
+
+    fn owner_of(&self, path: &Path, set: &FileSet) -> Owner {
+        let resource = self.resource_of(path, set);
+        Owner::new(resource.iter().map(|(key, value)| (key.as_str(), value.as_str())), "mcpeg.files")
     }
 
     fn resource_of(&self, path: &Path, set: &FileSet) -> BTreeMap<String, String> {
@@ -514,29 +556,6 @@ impl Keeper {
         let failing = self.files.values().filter(|file| file.failed.is_some()).count() as u64;
         (self.files.len() as u64, lag, failing, self.rotations)
     }
-}
-
-/// The position behind all that is there. What follows the last end of a line began before, and is left out.
-fn at_end(path: &Path) -> io::Result<Position> {
-    use super::position::Contents;
-    let (source, key) = Source::open(path)?;
-    let Source::Plain(file) = source else { return Ok(Position::default()) };
-    let size = file.metadata()?.len();
-    let mut position = Position::default();
-    let (mut head, mut tail) = ([0; HEAD], [0; TAIL]);
-    let count = file.read_at(&mut head, 0)?;
-    let before = size.min(TAIL as u64);
-    // Of `TAIL` bytes at most.
-    let tail = &mut tail[..before as usize];
-    let read = file.read_at(tail, size - before)?;
-    if count == 0 || read < tail.len() {
-        return Ok(position);
-    }
-    position.identify(key, &head[..count]);
-    position.head = Print::of(&head[..count]);
-    position.advance(size, tail);
-    position.cursor.is_skipping = tail.last() != Some(&b'\n');
-    Ok(position)
 }
 
 fn constant_attributes(path: &Path, set: &FileSet) -> Vec<u8> {

@@ -19,14 +19,15 @@ mod tests;
 mod watch;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use follow::Tools;
 pub use glob::PathPattern;
 use keeper::{Keeper, Turn};
 use settings::FileSet;
+use tokio::sync::watch as changing;
 use watch::{Happening, Waker, Watch};
 
 use super::intake::Intake;
@@ -48,12 +49,17 @@ pub struct TailState {
     pub rotations: AtomicU64,
     /// The spool is full, and nothing is read.
     pub is_blocked: AtomicBool,
+    /// There are, or were, files to follow.
+    pub is_used: AtomicBool,
     stop: AtomicBool,
+    /// Other files to follow from now on.
+    next: Mutex<Option<Vec<FileSet>>>,
 }
 
 /// What the tail is built of.
 pub struct Tail {
-    pub sets: Vec<FileSet>,
+    /// May change while it runs; while there is none there is no thread.
+    pub sets: changing::Receiver<Vec<FileSet>>,
     /// Of the resource of every file.
     pub resource: BTreeMap<String, String>,
     pub intake: Arc<dyn Intake>,
@@ -66,15 +72,30 @@ impl Tail {
     pub fn part(self) -> std::io::Result<Part> {
         let waker = Waker::new()?;
         let part = move |mut shutdown: crate::lifecycle::Shutdown| async move {
-            let (state, wake) = (self.state.clone(), waker.clone());
-            let mut thread = tokio::task::JoinSet::new();
-            thread.spawn_blocking(move || self.run(waker));
+            let (state, wake, mut sets) = (self.state.clone(), waker.clone(), self.sets.clone());
             tokio::select! {
-                () = shutdown.requested() => {
-                    state.stop.store(true, Ordering::Relaxed);
-                    wake.wake();
+                () = shutdown.requested() => return Ok(()),
+                // The sender lives as long as the process.
+                _ = sets.wait_for(|sets| !sets.is_empty()) => {}
+            }
+            state.is_used.store(true, Ordering::Relaxed);
+            let first = sets.borrow_and_update().clone();
+            let mut thread = tokio::task::JoinSet::new();
+            thread.spawn_blocking(move || self.run(first, waker));
+            loop {
+                tokio::select! {
+                    () = shutdown.requested() => {
+                        state.stop.store(true, Ordering::Relaxed);
+                        wake.wake();
+                        break;
+                    }
+                    Ok(()) = sets.changed() => {
+                        let changed = sets.borrow_and_update().clone();
+                        *state.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(changed);
+                        wake.wake();
+                    }
+                    ended = thread.join_next() => return Ok(ended.transpose().map(|_| ())?),
                 }
-                ended = thread.join_next() => return Ok(ended.transpose().map(|_| ())?),
             }
             while let Some(ended) = thread.join_next().await {
                 ended?;
@@ -84,13 +105,11 @@ impl Tail {
         Ok(Part::new("log files", Stage::Workers, Readiness::immediate(), part))
     }
 
-    fn run(self, waker: Waker) {
-        let Self { sets, resource, intake, redactor, state } = self;
-        let longest =
-            sets.iter().map(|set| set.rules.longest_read()).max().unwrap_or_else(|| Rules::default().longest_read());
+    fn run(self, sets: Vec<FileSet>, waker: Waker) {
+        let Self { sets: _, resource, intake, redactor, state } = self;
         let counted = state.clone();
         let tools = Tools {
-            buffer: vec![0; position::TAIL + CHUNK.max(2 * longest)],
+            buffer: vec![0; room_for(&sets)],
             reader: LineReader::default(),
             batch: LogBatch::default(),
             intake: intake.clone(),
@@ -102,6 +121,12 @@ impl Tail {
         let keeper = Keeper::new(sets.into_iter().map(Arc::new).collect(), resource, &*intake);
         Loop { keeper, tools, watch: Watch::new(waker), state, hot_until: None }.run();
     }
+}
+
+/// A chunk, and the longest line twice.
+fn room_for(sets: &[FileSet]) -> usize {
+    let longest = sets.iter().map(|set| set.rules.longest_read()).max();
+    position::TAIL + CHUNK.max(2 * longest.unwrap_or_else(|| Rules::default().longest_read()))
 }
 
 struct Loop {
@@ -138,6 +163,7 @@ impl Loop {
                 rescan |= self.take_note(&one);
             }
             let is_regular = scanned.elapsed() >= SCAN_EVERY;
+            rescan |= self.change_sets();
             if rescan {
                 self.scan();
                 scanned = Instant::now();
@@ -151,6 +177,18 @@ impl Loop {
             }
         }
         self.last_look();
+    }
+
+    /// Whether others are to be followed.
+    fn change_sets(&mut self) -> bool {
+        let next = self.state.next.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(sets) = next else { return false };
+        let room = room_for(&sets);
+        if room > self.tools.buffer.len() {
+            self.tools.buffer.resize(room, 0);
+        }
+        self.keeper.change(sets);
+        true
     }
 
     /// Whether the files have to be looked for again.

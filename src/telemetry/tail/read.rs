@@ -119,3 +119,25 @@ fn fill_plain(file: &File, position: &Position, buffer: &mut [u8]) -> io::Result
 pub fn leads_to(path: &Path, key: Key) -> bool {
     std::fs::metadata(path).is_ok_and(|meta| key_at(&meta) == key)
 }
+
+/// The position behind all that is there. What follows the last end of a line began before, and is left out.
+pub fn at_end(path: &Path) -> io::Result<Position> {
+    let (source, key) = Source::open(path)?;
+    let Source::Plain(file) = source else { return Ok(Position::default()) };
+    let size = file.metadata()?.len();
+    let mut position = Position::default();
+    let (mut head, mut tail) = ([0; HEAD], [0; TAIL]);
+    let count = file.read_at(&mut head, 0)?;
+    let before = size.min(TAIL as u64);
+    // Of `TAIL` bytes at most.
+    let tail = &mut tail[..before as usize];
+    let read = file.read_at(tail, size - before)?;
+    if count == 0 || read < tail.len() {
+        return Ok(position);
+    }
+    position.identify(key, &head[..count]);
+    position.head = Print::of(&head[..count]);
+    position.advance(size, tail);
+    position.cursor.is_skipping = tail.last() != Some(&b'\n');
+    Ok(position)
+}
