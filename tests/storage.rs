@@ -23,6 +23,7 @@ use crate::support::library::Library;
 use crate::support::mcp::{Client, modern};
 use crate::support::postgres::{self, Postgres};
 use crate::support::sidecar::{Folder, Sidecar};
+use crate::support::tls_front::{Begin, TlsFront};
 use crate::support::upstream::HttpServer;
 use crate::support::valkey::{self, Valkey};
 
@@ -548,28 +549,38 @@ async fn caches_shrink_before_sessions_are_refused_and_those_that_there_are_go_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_that_wants_tls_is_asked_when_it_proves_its_name() {
+    let certificates = crate::support::nginx::Certificates::new("localhost", &[]);
+    let postgres = Postgres::start().await;
+    let front = TlsFront::before(postgres.port, Begin::SslRequest, &certificates).await;
+    let tls = mcpeg::tls::Files { ca_file: Some(certificates.path("ca.pem")), client: None };
+    let settings = ServerSettings {
+        host: "localhost".to_owned(),
+        port: front.port,
+        encrypted: true,
+        tls,
+        ..postgres_settings(&postgres)
+    };
+    let records = || Arc::new(PostgresRecords::new(settings.clone(), login(&settings)));
+    suite(records(), records()).await;
+    let stranger = ServerSettings { host: "127.0.0.1".to_owned(), ..settings };
+    let said = PostgresRecords::new(stranger.clone(), login(&stranger)).probe().await.unwrap_err().0;
+    assert!(said.contains("certificate"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_valkey_behind_tls_is_asked_when_it_proves_its_name() {
     let valkey = Valkey::start().await;
     let certificates = crate::support::nginx::Certificates::new("localhost", &[]);
-    let config = mcpeg::tls::server_config(&certificates.path("server.pem"), &certificates.path("server.key")).unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (port, behind) = (listener.local_addr().unwrap().port(), valkey.port);
-    let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(async move {
-        let mut connections = tokio::task::JoinSet::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            connections.spawn(async move {
-                let Ok(mut stream) = acceptor.accept(stream).await else { return };
-                let mut server = tokio::net::TcpStream::connect(("127.0.0.1", behind)).await.unwrap();
-                let _ = tokio::io::copy_bidirectional(&mut stream, &mut server).await;
-            });
-        }
-    });
+    let front = TlsFront::before(valkey.port, Begin::Tls, &certificates).await;
     let tls = mcpeg::tls::Files { ca_file: Some(certificates.path("ca.pem")), client: None };
-    let settings =
-        ServerSettings { host: "localhost".to_owned(), port, encrypted: true, tls, ..valkey.settings("encrypted") };
+    let settings = ServerSettings {
+        host: "localhost".to_owned(),
+        port: front.port,
+        encrypted: true,
+        tls,
+        ..valkey.settings("encrypted")
+    };
     let records = RedisRecords::new(settings.clone(), login(&settings));
     records.set(Space::State, vec![Record::new("a", "1")]).await.unwrap();
     assert!(valkey.ask(&["HGET", "encrypted:state", "a"]).await.unwrap().contains('1'));

@@ -26,6 +26,7 @@ pub mod sidecar;
 pub mod sink;
 pub mod soak;
 pub mod stand_in;
+pub mod tls_front;
 pub mod unix_http;
 pub mod upstream;
 pub mod valkey;
