@@ -9,6 +9,7 @@ use crate::support::etcd::Etcd;
 use crate::support::git::Repository;
 use crate::support::nginx::Certificates;
 use crate::support::sidecar::{Folder, Sidecar};
+use crate::support::tls_front::{Begin, TlsFront};
 use crate::support::{eventually, http, peers};
 
 const MAIN: &str = r#"version: "1.0"
@@ -193,6 +194,30 @@ async fn the_example_of_a_source_file_is_one_that_is_taken() {
     let bad = folder.mcpeg(&["check", "--source", "source.yaml"]);
     assert_eq!(bad.status.code(), Some(64));
     assert!(String::from_utf8_lossy(&bad.stderr).contains("unknown key `no_such_key`"), "{bad:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_behind_tls_proves_its_name() {
+    let repository = Repository::new();
+    TREE.iter().for_each(|(name, text)| repository.write(name, text));
+    repository.commit("first");
+    let server = repository.serve(&["--bearer", "token-of-git"]);
+    let certificates = Certificates::new("localhost", &[]);
+    let front = TlsFront::before(server.port, Begin::Tls, &certificates).await;
+    let source =
+        format!("token_file: token\ninterval: 300ms\ntls: {{ ca_file: {} }}\n", certificates.path("ca.pem").display());
+    let files = [("token", "token-of-git\n"), ("source.yaml", source.as_str())];
+    let at = |host: &str| {
+        Folder::new(&files).configured_by(&format!("git+https://{host}:{}/team/config.git#main", front.port))
+    };
+    let stranger = at("127.0.0.1").mcpeg(&["check", "--source", "source.yaml"]);
+    let said = String::from_utf8_lossy(&stranger.stderr).into_owned();
+    assert!(!stranger.status.success() && said.contains("cannot be reached"), "{said}");
+    let sidecar = Sidecar::start_with(at("localhost"), &[("MCPEG_SOURCE", "source.yaml")]);
+    repository.write("mcpeg.yaml", TWO);
+    let second = repository.commit("second");
+    serves(&sidecar, "two").await;
+    sidecar.says("config.source", &["ok", &second]).await;
 }
 
 /// The stand-in for a Consul (tests/support/consul.py).

@@ -1,12 +1,11 @@
 """Serves one repository over HTTP by `git http-backend`, at any path that ends with it; prints its port.
 
-    git_http.py REPOSITORY [--basic USER:PASSWORD] [--bearer TOKEN] [--tls CERT KEY]
+    git_http.py REPOSITORY [--basic USER:PASSWORD] [--bearer TOKEN]
 """
 
 import argparse
 import base64
 import os
-import ssl
 import subprocess
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -14,7 +13,6 @@ parser = argparse.ArgumentParser()
 parser.add_argument("repository")
 parser.add_argument("--basic")
 parser.add_argument("--bearer")
-parser.add_argument("--tls", nargs=2)
 options = parser.parse_args()
 
 wanted = None
@@ -79,9 +77,5 @@ class Handler(BaseHTTPRequestHandler):
 
 
 server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-if options.tls:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*options.tls)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
 print(server.server_port, flush=True)
 server.serve_forever()
