@@ -4,6 +4,7 @@
 //! swapped. Whatever goes wrong before that leaves everything as it was. Reloads come from SIGHUP, a changed file or the admin socket and
 //! run one at a time. Where the configuration comes from a source that is no folder, `remote` follows that.
 
+mod aside;
 mod drift;
 mod remote;
 
@@ -214,7 +215,7 @@ impl Reloader {
     }
 
     async fn attempt(&self, sources: Sources) -> ReloadOutcome {
-        let loaded = tokio::task::spawn_blocking(move || {
+        let loaded = aside::run(move || {
             let mut followed = Vec::new();
             (config::load_following(&sources, &mut followed), followed)
         });
@@ -306,7 +307,7 @@ impl Reloader {
             None => (self.sources.clone(), None),
         };
         let (running, redactor) = (self.current(), self.domains.redactor.clone());
-        let compared = tokio::task::spawn_blocking(move || drift::compare(&running, &sources, redactor.as_ref()));
+        let compared = aside::run(move || drift::compare(&running, &sources, redactor.as_ref()));
         let mut drift = compared.await.map_err(|error| format!("reading the configuration failed: {error}"))?;
         if let Some(following) = &self.following {
             following.forget_others().await;

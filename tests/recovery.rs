@@ -208,16 +208,16 @@ async fn a_call_that_comes_while_nobody_listens_or_right_after_finds_the_server_
         let asks = async {
             loop {
                 let answer = client.call("life", json!({})).await;
-                if answer["result"].is_object() {
-                    return (answer["result"]["life"].clone(), Instant::now());
+                // One that was under way may still be answered by the server before.
+                if answer["result"]["life"] == life {
+                    return Instant::now();
                 }
             }
         };
-        let (since, (seen, at)) = match life % 2 {
+        let (since, at) = match life % 2 {
             0 => tokio::join!(listens, asks),
             _ => (listens.await, asks.await),
         };
-        assert_eq!(seen, life);
         took.push(at.duration_since(since));
     }
     took.sort();

@@ -79,6 +79,7 @@ fn resource(settings: &SourceSettings) -> BTreeMap<String, String> {
 impl Inflow {
     /// These files, from now on.
     pub fn follow(&self, sets: Vec<FileSet>) {
+        self.files.is_used.fetch_or(!sets.is_empty(), Ordering::Relaxed);
         self.sets.send_if_modified(|known| {
             let changes = *known != sets;
             *known = sets;

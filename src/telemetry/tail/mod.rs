@@ -78,7 +78,6 @@ impl Tail {
                 // The sender lives as long as the process.
                 _ = sets.wait_for(|sets| !sets.is_empty()) => {}
             }
-            state.is_used.store(true, Ordering::Relaxed);
             let first = sets.borrow_and_update().clone();
             let mut thread = tokio::task::JoinSet::new();
             thread.spawn_blocking(move || self.run(first, waker));
