@@ -448,16 +448,19 @@ async fn a_kill_while_a_snapshot_is_written_leaves_the_one_before_or_the_new_one
         }
         let pid = rustix::process::Pid::from_raw(sidecar.pid() as i32).unwrap();
         let seen = std::thread::spawn(move || {
-            let latest = std::time::Instant::now() + Duration::from_secs(5);
-            while !beside.exists() && std::time::Instant::now() < latest {
-                std::hint::spin_loop();
+            let latest = std::time::Instant::now() + Duration::from_secs(15);
+            let mut is_seen = false;
+            while !is_seen && std::time::Instant::now() < latest {
+                is_seen = beside.exists();
             }
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            is_seen
         });
         while !seen.is_finished() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         calls.shutdown().await;
+        assert!(seen.join().unwrap(), "it was killed while it wrote");
         folder = killed(sidecar).await;
         let (records, trouble) = MemoryRecords::open(&folder.path("data/runtime/mcpeg.snapshot")).unwrap();
         assert!(trouble.is_none(), "{trouble:?}");

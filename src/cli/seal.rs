@@ -94,7 +94,9 @@ fn generate(path: &Path) -> Result<Option<String>, String> {
 
 fn seal_file(path: &Path, args: &SealArgs) -> Result<Option<String>, String> {
     let about = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let recipients = recipients(args)?;
+    let recipients = recipients(args.passphrase_file.as_deref(), &args.recipient, &args.key)?
+        // clap requires one of them.
+        .ok_or("nobody is named to seal it for")?;
     let original = file::Original::read(path).map_err(|error| about(&error))?;
     if !args.path.is_empty() {
         return seal_values(path, original, &args.path, &recipients).map(Some);
@@ -108,22 +110,27 @@ fn seal_file(path: &Path, args: &SealArgs) -> Result<Option<String>, String> {
     Ok(Some(format!("{}: sealed", path.display())))
 }
 
-fn recipients(args: &SealArgs) -> Result<Recipients, String> {
-    if let Some(path) = &args.passphrase_file {
-        let key = KeySource::PassphraseFile(path.clone()).read().map_err(|error| error.to_string())?;
-        return Ok(key.into_recipients());
+/// Of a passphrase, or of public keys and the public halves of secret ones. `None`: none is named.
+pub(super) fn recipients(
+    passphrase_file: Option<&Path>,
+    recipients: &[String],
+    keys: &[PathBuf],
+) -> Result<Option<Recipients>, String> {
+    if let Some(path) = passphrase_file {
+        let key = KeySource::PassphraseFile(path.to_owned()).read().map_err(|error| error.to_string())?;
+        return Ok(Some(key.into_recipients()));
     }
-    let mut keys = Vec::new();
-    for text in &args.recipient {
-        keys.push(text.parse::<Recipient>().map_err(|error| error.to_string())?);
+    let mut all = Vec::new();
+    for text in recipients {
+        all.push(text.parse::<Recipient>().map_err(|error| error.to_string())?);
     }
-    for path in &args.key {
+    for path in keys {
         let key = KeySource::IdentityFile(path.clone()).read().map_err(|error| error.to_string())?;
         if let Recipients::Keys(more) = key.into_recipients() {
-            keys.extend(more);
+            all.extend(more);
         }
     }
-    Ok(Recipients::Keys(keys))
+    Ok((!all.is_empty()).then_some(Recipients::Keys(all)))
 }
 
 fn unseal_file(args: &UnsealArgs) -> Result<Option<String>, String> {

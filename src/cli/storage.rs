@@ -11,13 +11,14 @@ use clap::Args;
 use serde_json::json;
 use zeroize::Zeroizing;
 
+use super::seal::recipients;
 use super::{block_on, complain, failed, load_opened, say};
 use crate::admin::client::{self, ClientError};
 use crate::config::{self, Config, Sources};
 use crate::guard::{Guard, SecretRedactor};
 use crate::lifecycle::{Part, PartError};
 use crate::ports::{AuditLog, SecretReader, SecretUnavailable};
-use crate::sealed::{self, Key, KeySource, Recipient, Recipients};
+use crate::sealed::{self, Key, KeySource};
 use crate::secret::SecretVersion;
 use crate::secrets::SecretsHandle;
 use crate::storage::records::{Record, Space};
@@ -91,7 +92,7 @@ pub struct CarryArgs {
 }
 
 pub fn backup(sources: &Sources, args: &BackupArgs) -> ExitCode {
-    let recipients = match recipients(args) {
+    let recipients = match recipients(args.passphrase_file.as_deref(), &args.recipient, &args.key) {
         Ok(recipients) => recipients,
         Err(reason) => return failed(&reason),
     };
@@ -306,22 +307,4 @@ impl SecretReader for NoSecrets {
     fn subscribe(&self, _item: &str) -> Option<tokio::sync::watch::Receiver<u64>> {
         None
     }
-}
-
-fn recipients(args: &BackupArgs) -> Result<Option<Recipients>, String> {
-    if let Some(path) = &args.passphrase_file {
-        let key = KeySource::PassphraseFile(path.clone()).read().map_err(|error| error.to_string())?;
-        return Ok(Some(key.into_recipients()));
-    }
-    let mut keys = Vec::new();
-    for text in &args.recipient {
-        keys.push(text.parse::<Recipient>().map_err(|error| error.to_string())?);
-    }
-    for path in &args.key {
-        let key = KeySource::IdentityFile(path.clone()).read().map_err(|error| error.to_string())?;
-        if let Recipients::Keys(more) = key.into_recipients() {
-            keys.extend(more);
-        }
-    }
-    Ok((!keys.is_empty()).then_some(Recipients::Keys(keys)))
 }

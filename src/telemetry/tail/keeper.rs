@@ -95,11 +95,11 @@ impl Keeper {
         let old = std::mem::take(&mut self.sets);
         for set in sets {
             let known = old.iter().find(|known| ***known == set).cloned();
-            if known.is_none() {
-                self.new_sets.push(Arc::new(set.clone()));
-            }
-            let new = self.new_sets.last().cloned();
-            self.sets.extend(known.or(new));
+            self.sets.push(known.unwrap_or_else(|| {
+                let new = Arc::new(set);
+                self.new_sets.push(new.clone());
+                new
+            }));
         }
         let keys: Vec<Key> = self.files.keys().copied().collect();
         for key in keys {
